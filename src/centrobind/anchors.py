@@ -1,0 +1,108 @@
+"""Anchors: the point each modality of a sample is drawn to. Embeddings -> Embeddings.
+
+Row m of the result is the anchor of modality m, and `present[m, i]` says whether sample i has one. Whatever an
+objective aligns with it, the anchor is made from the *views* (augmented embeddings where there are any), so
+that a modality never meets the very vector it is compared with. Absent embeddings are zeros, so sums skip them.
+
+A new anchor is a function like these, and a row in `objectives.OBJECTIVES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from centrobind.errors import DataError
+from centrobind.types import Embeddings
+
+Anchor = Callable[[Embeddings], Embeddings]
+
+
+def centroid(views: Embeddings) -> Embeddings:
+    """The mean of the modalities that are present: CentroBind's dynamic anchor, the same for all of them.
+
+    Not brought back to unit length, and gradients flow into it (Jeong et al., arXiv 2410.02086). A sample seen in
+    one modality only has no anchor: its mean would be itself.
+    """
+    return _mean(views, views.present.to(views.z.dtype))
+
+
+def leave_one_out(views: Embeddings) -> Embeddings:
+    """For each modality the mean of the *others* that are present: a centroid that never contains its own pupil.
+
+    Ours; OVA-IB (arXiv 2605.29900) projects on the span of the others instead. Cures self-leakage, see docs.
+    """
+    others = views.present.sum(0) - views.present.long()
+    mean = (views.z.sum(0) - views.z) / others.clamp(min=1)[..., None]
+    return views.with_z(mean, others > 0)
+
+
+def own_view(views: Embeddings) -> Embeddings:
+    """Each modality's own augmented view: no other modality is heard (SimCLR, Chen et al. 2020)."""
+    return views
+
+
+def fixed(modality: str, *, frozen: bool = False) -> Anchor:
+    """One modality for all the others, as ImageBind does with images (Girdhar et al. 2023); itself it has none.
+
+    `frozen` lets no gradient into the anchor: its encoder stays what it was.
+    """
+
+    def anchor(views: Embeddings) -> Embeddings:
+        return _one_for_all(views, views.index(modality), frozen)
+
+    return anchor
+
+
+def random_modality(views: Embeddings) -> Embeddings:
+    """One modality for all the others, drawn anew at every call from torch's global generator."""
+    return _one_for_all(views, int(torch.randint(len(views.modalities), ())), frozen=False)
+
+
+def weighted(weights: Mapping[str, float]) -> Anchor:
+    """A centroid in which modalities count differently; a modality that is not named counts 1.
+
+    The weights of the present ones are brought to sum 1. DataError if one is negative or none is positive.
+    """
+    if any(weight < 0 for weight in weights.values()):
+        raise DataError(f"weights must not be negative, got {dict(weights)}")
+
+    def anchor(views: Embeddings) -> Embeddings:
+        if unknown := set(weights) - set(views.modalities):
+            raise DataError(f"weights name {sorted(unknown)}, expected some of {list(views.modalities)}")
+        row = views.z.new_tensor([weights.get(name, 1.0) for name in views.modalities])
+        if not (row > 0).any():
+            raise DataError(f"at least one modality needs a weight above 0, got {dict(weights)}")
+        return _mean(views, row[:, None] * views.present)
+
+    return anchor
+
+
+class LearnedWeights(nn.Module):
+    """A centroid whose weights are learned with the encoders: softmax of one number per modality, 0 at the start."""
+
+    def __init__(self, modalities: int):
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(modalities))
+
+    def forward(self, views: Embeddings) -> Embeddings:
+        # Subtract the largest before exp: a plain exp of a large score overflows.
+        weights = (self.scores - self.scores.detach().max()).exp()
+        return _mean(views, weights[:, None] * views.present)
+
+
+def _mean(views: Embeddings, weights: Tensor) -> Embeddings:
+    """One weighted mean for all modalities, (M, N) weights, where two of them are present."""
+    total = weights.sum(0)
+    mean = torch.einsum("mn,mnd->nd", weights.to(views.z.dtype), views.z)
+    mean = mean / torch.where(total > 0, total, 1)[:, None]
+    known = (views.present.sum(0) >= 2) & (total > 0)
+    return views.with_z(mean.expand_as(views.z), known.expand_as(views.present))
+
+
+def _one_for_all(views: Embeddings, anchor: int, frozen: bool) -> Embeddings:
+    z = views.z[anchor].detach() if frozen else views.z[anchor]
+    others = torch.arange(len(views.modalities), device=z.device) != anchor
+    return views.with_z(z.expand_as(views.z), views.present[anchor] & others[:, None])

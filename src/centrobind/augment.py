@@ -1,0 +1,91 @@
+"""Augmented views: the same sample, seen a little differently. One function per kind of modality.
+
+Each takes prepared values (see inputs), a strength (0 = unchanged, 1 = usual) and a generator, and returns
+values of the same shape. Draws come from the generator alone, so that a resumed run sees the same views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from centrobind.seeds import mix_seed
+from centrobind.types import Batch
+
+
+def vector(x: Tensor, strength: float, draw: Generator) -> Tensor:
+    """Noise on every feature, and a tenth of the features set to their mean. (n, features)"""
+    noisy = x + 0.2 * strength * torch.randn(x.shape, generator=draw, device=x.device)
+    return torch.where(_chance(x.shape, 0.1 * strength, x, draw), 0, noisy)
+
+
+def sequence(x: Tensor, strength: float, draw: Generator) -> Tensor:
+    """Jitter at every step, another scale and offset per channel, a stretch of time left out. (n, time, channels)"""
+    n, time, channels = x.shape
+    scale = 1 + 0.1 * strength * torch.randn(n, 1, channels, generator=draw, device=x.device)
+    offset = 0.1 * strength * torch.randn(n, 1, channels, generator=draw, device=x.device)
+    jitter = 0.05 * strength * torch.randn(x.shape, generator=draw, device=x.device)
+    gone = _stretch(n, time, 0.15 * strength, x, draw)
+    return torch.where(gone[..., None], 0, x * scale + offset + jitter)
+
+
+def image(x: Tensor, strength: float, draw: Generator) -> Tensor:
+    """A small shift, turn and zoom, then one rectangle erased. (n, channels, height, width)"""
+    n, _, height, width = x.shape
+    angle, zoom, dx, dy = _uniform((4, n), x, draw)
+    angle, zoom = angle * strength * math.radians(10), 1 + zoom * strength * 0.1
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    shift = 0.15 * strength
+    turn = torch.stack([cos, -sin, shift * dx, sin, cos, shift * dy], dim=1).view(n, 2, 3)
+    grid = F.affine_grid(turn, list(x.shape), align_corners=False)
+    moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    tall = _stretch(n, height, 0.3 * strength, x, draw)
+    wide = _stretch(n, width, 0.3 * strength, x, draw)
+    return torch.where((tall[:, :, None] & wide[:, None, :])[:, None], 0, moved)
+
+
+def text(x: Tensor, strength: float, draw: Generator) -> Tensor:
+    """A sixth of the words left out, but never all of them. (n, words) of word numbers, 0 = nothing there"""
+    gone = _chance(x.shape, strength / 6, x, draw)
+    left = torch.where(gone, 0, x)
+    return torch.where((left > 0).any(1, keepdim=True), left, x)
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, draw: Generator) -> Tensor:
+    """Between -1 and 1."""
+    return 2 * torch.rand(shape, generator=draw, device=like.device) - 1
+
+
+def _chance(shape: torch.Size, probability: float, like: Tensor, draw: Generator) -> Tensor:
+    return torch.rand(shape, generator=draw, device=like.device) < probability
+
+
+def _stretch(n: int, length: int, share: float, like: Tensor, draw: Generator) -> Tensor:
+    """(n, length) bool: in each row one stretch that covers between 0 and twice `share` of it."""
+    size, place = torch.rand((2, n, 1), generator=draw, device=like.device)
+    size = 2 * share * size
+    at = (torch.arange(length, device=like.device) + 0.5) / length
+    start = place * (1 - size)
+    return (at >= start) & (at < start + size)
+
+
+VIEWS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
+    "vector": vector,
+    "sequence": sequence,
+    "image": image,
+    "text": text,
+}
+
+
+def augment(batch: Batch, kinds: Mapping[str, str], *, seed: tuple[int, ...], strength: float = 1.0) -> Batch:
+    """An augmented view of a prepared batch; the same seed gives the same view."""
+    views = {}
+    for number, (name, values) in enumerate(batch.inputs.items()):
+        draw = Generator(device=values.device).manual_seed(mix_seed(*seed, number))
+        views[name] = VIEWS[kinds[name]](values, strength, draw)
+    return replace(batch, inputs=views)

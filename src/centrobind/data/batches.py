@@ -1,0 +1,94 @@
+"""Which samples come when: splits, and an endless stream of batches that can be stopped and resumed anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from centrobind.data.samples import Codes, Samples
+from centrobind.errors import DataError
+
+SPLITS: Mapping[str, float] = {"train": 0.7, "valid": 0.1, "test": 0.2}
+
+
+def assign_splits(samples: Samples, fractions: Mapping[str, float] = SPLITS, *, seed: int = 0) -> Samples:
+    """Put every sample in a split at random; samples of one group stay together.
+
+    Same seed, same count and same groups give the same splits. Raises DataError if the fractions do not
+    add up to 1 or a split would be empty.
+    """
+    if any(part < 0 for part in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise DataError(f"split fractions must be positive and add up to 1, got {dict(fractions)}")
+    unit = np.arange(len(samples)) if samples.group is None else samples.group.codes.copy()
+    alone = unit < 0  # no group given: a unit of its own
+    unit[alone] = unit.max(initial=0) + 1 + np.arange(alone.sum())
+    units, unit = np.unique(unit, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(units))
+    place = np.empty(len(units))
+    place[order] = (np.arange(len(units)) + 0.5) / len(units)
+    edges = np.cumsum(list(fractions.values()))[:-1]
+    codes = Codes(np.searchsorted(edges, place, side="right")[unit].astype(np.int32), tuple(fractions))
+    if empty := [name for name, part in fractions.items() if part > 0 and len(codes.where(name)) == 0]:
+        raise DataError(f"{len(samples)} samples in {len(units)} groups are too few: split {empty} would be empty")
+    return replace(samples, split=codes)
+
+
+def train_and_valid(samples: Samples, *, valid: float = 0.1, seed: int = 0) -> tuple[Samples, Samples]:
+    """The training samples and the ones to validate on, never touching test.
+
+    Without a `valid` split, a part of `train` is set aside (whole groups); without any split, of everything.
+    Raises DataError when either would be empty.
+    """
+    if samples.split is not None:
+        train = samples.part("train")
+        if "valid" in samples.split.names:
+            return train, samples.part("valid")
+    else:
+        train = samples
+    apart = assign_splits(train, {"train": 1 - valid, "valid": valid}, seed=seed)
+    return apart.part("train"), apart.part("valid")
+
+
+@dataclass
+class Sampler:
+    """Every sample once an epoch, in an order drawn from (seed, epoch); its state is three numbers.
+
+    The batches of an epoch differ in size by one at most and never exceed `batch_size`, so that no epoch
+    ends in a tiny batch with hardly a negative in it and no sample is dropped. `seen` counts the samples of the
+    running epoch that were handed out, by all ranks together: any number of ranks can take over from it.
+    """
+
+    count: int
+    batch_size: int
+    seed: int = 0
+    epoch: int = 0
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.batch_size <= self.count:
+            raise DataError(
+                f"batch_size must lie between 2 and the {self.count} training samples, got {self.batch_size}"
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        edges = np.linspace(0, self.count, self.batches_per_epoch + 1).astype(np.int64)
+        while True:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+            while self.seen < self.count:
+                start = self.seen
+                stop = int(edges[np.searchsorted(edges, start, side="right")])
+                self.seen = stop
+                yield order[start:stop]
+            self.epoch, self.seen = self.epoch + 1, 0
+
+    def state(self) -> dict[str, int]:
+        return {"seed": self.seed, "epoch": self.epoch, "seen": self.seen}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        self.seed, self.epoch, self.seen = (int(state[key]) for key in ("seed", "epoch", "seen"))

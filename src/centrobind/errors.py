@@ -1,0 +1,36 @@
+"""Every error that a user can cause, and how it is worded.
+
+    CentrobindError           says: expected ..., got ..., where, and what to do next
+    ├── DataError             the arrays, names, labels or shapes that were handed in
+    ├── StoreError            a folder that is not a sound store
+    ├── CheckpointError       a file that is not a sound checkpoint or binder
+    ├── ConfigError           a run's YAML or a --set
+    └── RunError              a run that cannot start, or cannot go on
+
+All are ValueErrors, so code that knows nothing of centrobind can still catch them. On the command
+line they end the program with exit code 2 and no traceback. Anything else that escapes is our bug.
+"""
+
+
+class CentrobindError(ValueError):
+    """A mistake that the user can mend; the message says how."""
+
+
+class DataError(CentrobindError):
+    """The arrays, names, labels or shapes that were handed in do not fit together."""
+
+
+class StoreError(CentrobindError):
+    """A folder is not a sound store: foreign, incomplete, damaged or from a newer version."""
+
+
+class CheckpointError(CentrobindError):
+    """A file is not a sound checkpoint or binder: foreign, truncated, damaged or newer."""
+
+
+class ConfigError(CentrobindError):
+    """A run's configuration has unknown keys or values out of range."""
+
+
+class RunError(CentrobindError):
+    """A run cannot start, or cannot go on."""

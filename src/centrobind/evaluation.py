@@ -1,0 +1,165 @@
+"""What a bound space is worth: retrieval in every direction, probes, transfer, geometry, with intervals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from centrobind.data import Codes
+from centrobind.errors import DataError
+from centrobind.metrics import KS, geometry, pair_ranks, retrieval
+from centrobind.types import Embeddings
+
+NEIGHBOURS = 10
+FOLDS = 5
+
+
+def evaluate(
+    embeddings: Embeddings,
+    labels: Sequence[Any] | None = None,
+    *,
+    train: Embeddings | None = None,
+    train_labels: Sequence[Any] | None = None,
+    resamples: int = 0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Every measure of these embeddings, as a flat dict such as {"image_to_text/recall@1": 0.41, ...}.
+
+    Retrieval and geometry (see metrics) always; with labels also `probe/<modality>` and `probe/all` (accuracy of
+    logistic regression), `knn/...` (10 nearest neighbours) and `transfer/<a>_to_<b>` (the regression trained on a,
+    tested on b: the protocol of Jeong et al.). Probes learn from `train` if it is given, else by 5-fold
+    cross-validation. `resamples` > 0 adds bootstrap 95 % intervals of recall, `.../low` and `.../high`.
+    Raises DataError when labels do not fit.
+    """
+    found = retrieval(embeddings) | geometry(embeddings)
+    if labels is not None:
+        found |= probes(embeddings, labels, train, train_labels, seed)
+    elif train is not None or train_labels is not None:
+        raise DataError("train= and train_labels= are for probes, which need labels= of the embeddings as well")
+    if resamples > 0:
+        found |= recall_intervals(embeddings, resamples, seed)
+    return found
+
+
+def probes(
+    embeddings: Embeddings,
+    labels: Sequence[Any],
+    train: Embeddings | None = None,
+    train_labels: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracies of classifiers on top of the embeddings; see evaluate."""
+    if (train is None) != (train_labels is None):
+        raise DataError("train= and train_labels= go together: give both or neither")
+    y = label_codes(labels, len(embeddings), "labels")
+    if train is not None:
+        if train.modalities != embeddings.modalities:
+            raise DataError(f"train embeddings have modalities {train.modalities}, expected {embeddings.modalities}")
+        both = label_codes([*y, *label_codes(train_labels, len(train), "train_labels")], None, "labels")
+        y, y_train = both[: len(y)], both[len(y) :]
+        rounds = [(train, y_train, embeddings, y)]
+    else:
+        known = np.flatnonzero([value != "" for value in y])
+        folds = KFold(min(FOLDS, len(known)), shuffle=True, random_state=seed).split(known)
+        rounds = [(embeddings.take(known[a]), y[known[a]], embeddings.take(known[b]), y[known[b]]) for a, b in folds]
+    right: dict[str, list[np.ndarray]] = {}
+    for part in rounds:
+        for name, hits in _one_round(*part).items():
+            right.setdefault(name, []).append(hits)
+    return {name: float(np.concatenate(hits).mean()) for name, hits in right.items() if sum(map(len, hits))}
+
+
+def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarray:
+    """(N,) labels as strings, "" where none is given."""
+    if isinstance(labels, Codes):
+        labels = [labels.names[code] if code >= 0 else None for code in labels.codes]
+    values = np.array(["" if value is None else str(value) for value in labels])
+    if count is not None and len(values) != count:
+        raise DataError(f"{what}: expected {count} values, one per sample, got {len(values)}")
+    if len(set(values) - {""}) < 2:
+        raise DataError(f"{what}: expected at least two classes, got {sorted(set(values))[:5]}")
+    return values
+
+
+def _one_round(train: Embeddings, y_train: np.ndarray, test: Embeddings, y_test: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether each test sample was classified right, by probe."""
+    right: dict[str, np.ndarray] = {}
+    labelled, asked = y_train != "", y_test != ""
+    sources = {name: (train[name].numpy(), train.present[m].numpy()) for m, name in enumerate(train.modalities)}
+    targets = {name: (test[name].numpy(), test.present[m].numpy()) for m, name in enumerate(test.modalities)}
+    sources["all"], targets["all"] = _side_by_side(train), _side_by_side(test)
+    for name, (x, present) in sources.items():
+        use = present & labelled
+        if len(set(y_train[use])) < 2:
+            continue
+        linear = fit_linear_probe(x[use], y_train[use])
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, int(use.sum())), weights="distance").fit(x[use], y_train[use])
+        for other, (x_test, there) in targets.items():
+            ask = there & asked
+            if (other == "all") != (name == "all") or not ask.any():
+                continue
+            hits = linear.predict(x_test[ask]) == y_test[ask]
+            right[f"probe/{name}" if other == name else f"transfer/{name}_to_{other}"] = hits
+            if other == name:
+                right[f"knn/{name}"] = nearest.predict(x_test[ask]) == y_test[ask]
+    values, counts = np.unique(y_train[labelled], return_counts=True)
+    right["probe/majority"] = y_test[asked] == values[counts.argmax()]
+    return right
+
+
+def fit_linear_probe(x: np.ndarray, y: np.ndarray) -> Pipeline:
+    """Multinomial logistic regression on standardised features."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200, tol=1e-3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy has settled long before the weights
+        return probe.fit(x, y)
+
+
+def _side_by_side(embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """All modalities of a sample as one vector, zeros where one is missing."""
+    m, n, d = embeddings.z.shape
+    return embeddings.z.transpose(0, 1).reshape(n, m * d).numpy(), embeddings.present.any(0).numpy()
+
+
+def recall_intervals(embeddings: Embeddings, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Bootstrap 95 % intervals of every recall: `image_to_text/recall@1/low` and `/high`, of mean and worst too.
+
+    Samples are drawn with replacement as queries, the same ones for all pairs; the candidates stay.
+    """
+    found = {f"{a}_to_{b}": _ranks_by_sample(embeddings, a, b) for a, b in embeddings.pairs}
+    found = {pair: ranks for pair, ranks in found.items() if np.isfinite(ranks).any()}
+    draw = np.random.default_rng(seed)
+    count = len(embeddings)
+    weights = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+    named = {}
+    for k in KS:
+        drawn = {}
+        for pair, ranks in found.items():
+            asked = np.isfinite(ranks)
+            share = weights[:, asked].sum(1)
+            hit = weights[:, asked] @ (ranks[asked] <= k)
+            drawn[pair] = np.divide(hit, share, out=np.full(resamples, np.nan), where=share > 0)
+        table = np.stack(list(drawn.values()))
+        drawn |= {"mean": table.mean(0), "worst": table.min(0)}
+        for pair, values in drawn.items():
+            low, high = np.nanpercentile(values, [2.5, 97.5])
+            named |= {f"{pair}/recall@{k}/low": float(low), f"{pair}/recall@{k}/high": float(high)}
+    return named
+
+
+def _ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:
+    """(N,) rank of each sample's own match, inf where a sample lacks one of the two."""
+    both = embeddings.present[embeddings.index(query)] & embeddings.present[embeddings.index(target)]
+    ranks = torch.full((len(embeddings),), torch.inf, dtype=torch.float64)
+    ranks[both] = pair_ranks(embeddings, query, target).double()
+    return ranks.numpy()

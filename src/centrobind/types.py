@@ -1,0 +1,141 @@
+"""The nouns. Everything left of `Embeddings` makes one, everything right of it eats one.
+
+Shapes, here and in every file:  M modalities, N samples, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from centrobind.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, with what is missing left out rather than filled in.
+
+    `inputs[m]` holds only the samples in which modality m is present, in batch order: an encoder
+    never sees a placeholder, so it cannot learn from one. `present` says which samples those are.
+    """
+
+    inputs: Mapping[str, Any]  # modality -> (number present, ...)
+    present: Tensor  # (M, N) bool
+    ids: np.ndarray  # (N,)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.inputs)
+
+    def __len__(self) -> int:
+        return self.present.shape[1]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """N samples in M modalities in one space: unit vectors where present, zeros elsewhere."""
+
+    z: Tensor  # (M, N, D) float
+    present: Tensor  # (M, N) bool, True = observed
+    modalities: tuple[str, ...]
+    ids: np.ndarray | None = None  # (N,), whatever identifies a sample
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, Tensor] | Embeddings,
+        present: Mapping[str, Tensor] | None = None,
+        ids: Sequence[Any] | np.ndarray | None = None,
+    ) -> Embeddings:
+        """Stack a dict of (N, D) tensors, one per modality, and bring every row to unit length.
+
+        `present[m]` is an (N,) bool tensor, True where modality m was observed; a modality that is
+        not named there is present everywhere. Rows that are absent may hold anything, NaN included.
+        Raises DataError when names or shapes do not agree.
+        """
+        if isinstance(tensors, Embeddings):
+            return tensors
+        modalities = tuple(tensors)
+        if not modalities:
+            raise DataError("expected a dict with a [batch, dim] tensor per modality, got an empty one")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        first = shapes[modalities[0]]
+        if len(first) != 2 or any(shape != first for shape in shapes.values()):
+            raise DataError(
+                f"expected one [batch, dim] shape for all modalities, got {shapes}; "
+                "fill a missing row with anything and say so in present="
+            )
+        count = first[0]
+        where = torch.ones(len(modalities), count, dtype=torch.bool, device=tensors[modalities[0]].device)
+        for name, rows in (present or {}).items():
+            if name not in tensors:
+                raise DataError(f"present= names modality {name!r}, expected one of {list(modalities)}")
+            rows = torch.as_tensor(rows)
+            if rows.dtype != torch.bool or rows.shape != (count,):
+                raise DataError(
+                    f"present[{name!r}]: expected bool of shape ({count},), "
+                    f"got {rows.dtype} of shape {tuple(rows.shape)}"
+                )
+            where[modalities.index(name)] = rows.to(where.device)
+        stacked = torch.stack([tensors[name] for name in modalities])
+        # Select, never multiply: an absent row may be NaN, and 0 * NaN is NaN.
+        z = unit(torch.where(where[..., None], stacked, 0))
+        return cls(z, where, modalities, None if ids is None else np.asarray(ids))
+
+    def __len__(self) -> int:
+        return self.z.shape[1]
+
+    def __getitem__(self, modality: str) -> Tensor:
+        """The (N, D) embeddings of one modality, zeros where it is missing."""
+        return self.z[self.index(modality)]
+
+    def index(self, modality: str) -> int:
+        """The row of `z` that belongs to a modality; DataError if there is none."""
+        try:
+            return self.modalities.index(modality)
+        except ValueError:
+            raise DataError(f"no modality {modality!r} here, expected one of {list(self.modalities)}") from None
+
+    @property
+    def dim(self) -> int:
+        return self.z.shape[-1]
+
+    def with_z(self, z: Tensor, present: Tensor | None = None) -> Embeddings:
+        """The same samples and modalities at other places."""
+        return replace(self, z=z, present=self.present if present is None else present)
+
+    def detach(self) -> Embeddings:
+        return self.with_z(self.z.detach())
+
+    def take(self, samples: Any) -> Embeddings:
+        """The samples picked by a slice, an index or a bool tensor over N."""
+        rows = samples if isinstance(samples, slice) else np.asarray(samples)
+        ids = None if self.ids is None else self.ids[rows]
+        return Embeddings(self.z[:, samples], self.present[:, samples], self.modalities, ids)
+
+    def only(self, modalities: Sequence[str]) -> Embeddings:
+        """These modalities, in this order."""
+        rows = [self.index(name) for name in modalities]
+        return Embeddings(self.z[rows], self.present[rows], tuple(modalities), self.ids)
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every ordered pair of different modalities."""
+        return [(a, b) for a in self.modalities for b in self.modalities if a != b]
+
+
+# Below this length a vector counts as zero. F.normalize's own 1e-12 would let the gradient of a
+# collapsed encoder reach 1e12; 1e-6 bounds it and changes no vector of ordinary size.
+UNIT_EPS = 1e-6
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of unit length, in float32 (half precision cannot hold a norm to more than 3 digits)."""
+    return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1, eps=UNIT_EPS)
