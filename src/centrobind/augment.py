@@ -37,6 +37,8 @@ def sequence(x: Tensor, strength: float, draw: Generator) -> Tensor:
 def image(x: Tensor, strength: float, draw: Generator) -> Tensor:
     """A small shift, turn and zoom, then one rectangle erased. (n, channels, height, width)"""
     n, _, height, width = x.shape
+    if n == 0:
+        return x  # affine_grid refuses an empty batch
     angle, zoom, dx, dy = _uniform((4, n), x, draw)
     angle, zoom = angle * strength * math.radians(10), 1 + zoom * strength * 0.1
     cos, sin = zoom * angle.cos(), zoom * angle.sin()

@@ -136,25 +136,52 @@ def recall_intervals(embeddings: Embeddings, resamples: int = 1000, seed: int = 
 
     Samples are drawn with replacement as queries, the same ones for all pairs; the candidates stay.
     """
-    found = {f"{a}_to_{b}": _ranks_by_sample(embeddings, a, b) for a, b in embeddings.pairs}
-    found = {pair: ranks for pair, ranks in found.items() if np.isfinite(ranks).any()}
-    draw = np.random.default_rng(seed)
-    count = len(embeddings)
-    weights = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+    weights = _resampled(len(embeddings), resamples, seed)
     named = {}
     for k in KS:
-        drawn = {}
-        for pair, ranks in found.items():
-            asked = np.isfinite(ranks)
-            share = weights[:, asked].sum(1)
-            hit = weights[:, asked] @ (ranks[asked] <= k)
-            drawn[pair] = np.divide(hit, share, out=np.full(resamples, np.nan), where=share > 0)
-        table = np.stack(list(drawn.values()))
-        drawn |= {"mean": table.mean(0), "worst": table.min(0)}
-        for pair, values in drawn.items():
+        for pair, values in _weighted_recall(embeddings, k, weights).items():
             low, high = np.nanpercentile(values, [2.5, 97.5])
             named |= {f"{pair}/recall@{k}/low": float(low), f"{pair}/recall@{k}/high": float(high)}
     return named
+
+
+def recall_differences(
+    ours: Embeddings, theirs: Embeddings, *, k: int = 1, resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Recall@k of ours minus theirs, with a paired bootstrap 95 % interval, for each pair, the mean and the worst.
+
+    Both must embed the same samples in the same order: each resample draws the same queries for both.
+    """
+    if ours.present.shape != theirs.present.shape or not torch.equal(ours.present, theirs.present):
+        raise DataError("paired differences need embeddings of the same samples in the same modalities")
+    weights = np.concatenate([np.ones((1, len(ours))), _resampled(len(ours), resamples, seed)])
+    mine, other = (_weighted_recall(one, k, weights) for one in (ours, theirs))
+    named = {}
+    for pair in mine:
+        point, *drawn = mine[pair] - other[pair]
+        low, high = np.nanpercentile(drawn, [2.5, 97.5])
+        named[pair] = (float(point), float(low), float(high))
+    return named
+
+
+def _resampled(count: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, count): how often each sample is drawn."""
+    draw = np.random.default_rng(seed)
+    return draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+
+
+def _weighted_recall(embeddings: Embeddings, k: int, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """(resamples,) recall@k of each pair, their mean and the worst."""
+    found = {}
+    for query, target in embeddings.pairs:
+        ranks = _ranks_by_sample(embeddings, query, target)
+        asked = np.isfinite(ranks)
+        if asked.any():
+            share = weights[:, asked].sum(1)
+            hit = weights[:, asked] @ (ranks[asked] <= k)
+            found[f"{query}_to_{target}"] = np.divide(hit, share, out=np.full(len(hit), np.nan), where=share > 0)
+    table = np.stack(list(found.values()))
+    return found | {"mean": table.mean(0), "worst": table.min(0)}
 
 
 def _ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:

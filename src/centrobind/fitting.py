@@ -17,7 +17,7 @@ from centrobind.datasets import DATASETS
 from centrobind.errors import ConfigError
 from centrobind.model import Binder, build_binder
 from centrobind.objectives import Objective
-from centrobind.progress import progress, silent
+from centrobind.progress import Watch, progress, silent
 from centrobind.run import RunFolder
 from centrobind.train import train
 
@@ -70,9 +70,19 @@ def fit(
         return train(binder, objective, samples, held_out, config.train, seed=seed, watch=watch)
 
 
-def run_config(config: RunConfig, *, resume: bool = False, replace_run: bool = False) -> Binder:
-    """Carry a checked config out in its folder; see train for what can go wrong."""
-    samples = configured_samples(config)
+def run_config(
+    config: RunConfig,
+    samples: Samples | None = None,
+    *,
+    resume: bool = False,
+    replace_run: bool = False,
+    watch: Watch = silent,
+) -> Binder:
+    """Carry a checked config out in its folder; see train for what can go wrong.
+
+    `samples` saves opening `config.data` again when a caller has it open.
+    """
+    samples = configured_samples(config, samples)
     learn, held_out = train_and_valid(samples, valid=config.train.valid, seed=config.seed)
     objective = make_objective(config.objective, samples.modalities)
     encoders = {name: about.encoder_spec() for name, about in (config.modalities or {}).items()}
@@ -81,13 +91,12 @@ def run_config(config: RunConfig, *, resume: bool = False, replace_run: bool = F
         start_from(binder, config.init)
     run = RunFolder(config.out, resume=resume, replace=replace_run)
     run.write_config(dump_config(config), same=resume)
-    with progress("training", config.train.steps) as watch:
-        return train(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
+    return train(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
 
 
-def configured_samples(config: RunConfig) -> Samples:
-    """The data a config names, in the modalities and kinds it asks for."""
-    samples = open_data(config.data)
+def configured_samples(config: RunConfig, samples: Samples | None = None) -> Samples:
+    """The data a config names (or these samples), in the modalities and kinds it asks for."""
+    samples = open_data(config.data) if samples is None else samples
     if config.modalities is None:
         return samples
     samples = samples.only(list(config.modalities))

@@ -107,7 +107,8 @@ class Words(nn.Module):
     def forward(self, texts: list[str]) -> Tensor:
         numbers = [[self.vocabulary.get(word, 1) for word in split_words(text)[: self.longest]] for text in texts]
         longest = max(map(len, numbers), default=0) or 1
-        return torch.tensor([row + [0] * (longest - len(row)) for row in numbers], dtype=torch.long)
+        padded = [row + [0] * (longest - len(row)) for row in numbers]
+        return torch.tensor(padded, dtype=torch.long).reshape(len(texts), longest)
 
     def words(self) -> list[str]:
         return list(self.vocabulary)

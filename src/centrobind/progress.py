@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Watch = Callable[..., None]  # watch(done, loss=1.23)
+Watch = Callable[..., None]  # watch(done, title="what goes on", loss=1.23)
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def silent(done: int, **numbers: float) -> None:
+def silent(done: int, title: str | None = None, **numbers: float) -> None:
     """Watches nothing."""
 
 
@@ -22,30 +22,44 @@ def silent(done: int, **numbers: float) -> None:
 def progress(title: str, total: int, console: Console | None = None) -> Iterator[Watch]:
     """`with progress("training", 1000) as watch: watch(step, loss=...)`."""
     console = console or Console(stderr=True)
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total, numbers="")
-            yield lambda done, **numbers: bar.update(task, completed=done, numbers=_shown(numbers))
-        return
-    started = last = time.monotonic()
+    with _bar(title, total, console) if console.is_terminal else _lines(title, total, console) as watch:
+        yield watch
 
-    def watch(done: int, **numbers: float) -> None:
-        nonlocal last
+
+@contextmanager
+def _bar(title: str, total: int, console: Console) -> Iterator[Watch]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, numbers="")
+
+        def watch(done: int, title: str | None = None, **numbers: float) -> None:
+            bar.update(task, completed=done, description=title, numbers=_shown(numbers))
+
+        yield watch
+
+
+@contextmanager
+def _lines(title: str, total: int, console: Console) -> Iterator[Watch]:
+    started = last = time.monotonic()
+    said = title
+
+    def watch(done: int, title: str | None = None, **numbers: float) -> None:
+        nonlocal last, said
+        said = title or said
         now = time.monotonic()
         if done >= total or now - last >= SECONDS_BETWEEN_LINES:
             last = now
             left = (now - started) / max(done, 1) * (total - done)
             tail = f"{left:.0f} s left" if done < total else f"{now - started:.1f} s"
-            console.print(f"{title}  {done}/{total}  {_shown(numbers)}  {tail}", highlight=False)
+            console.print("  ".join([said, f"{done}/{total}", _shown(numbers), tail]), highlight=False)
 
     yield watch
 

@@ -92,6 +92,10 @@ class Embeddings:
     def __len__(self) -> int:
         return self.z.shape[1]
 
+    def __repr__(self) -> str:
+        seen = ", ".join(f"{name} {int(here.sum())}" for name, here in zip(self.modalities, self.present))
+        return f"Embeddings({len(self)} samples x {self.dim}: {seen} present)"
+
     def __getitem__(self, modality: str) -> Tensor:
         """The (N, D) embeddings of one modality, zeros where it is missing."""
         return self.z[self.index(modality)]

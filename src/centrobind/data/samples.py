@@ -86,6 +86,10 @@ class Column:
     rows: np.ndarray  # (N,) int32, -1 = missing
     kind: str  # one of KINDS
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        return f"[{self.kind}{' ' if shape else ''}{shape}, {int(self.present.sum())} present]"
+
     @property
     def present(self) -> np.ndarray:
         return self.rows >= 0
@@ -157,6 +161,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        seen = ", ".join(f"{name} {column!r}" for name, column in self.columns.items())
+        return f"Samples({len(self)}: {seen})"
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -42,10 +42,10 @@ def write_store(path: str | Path, chunks: Iterable[Samples] | Samples, *, replac
         raise StoreError(f"{path} exists already; choose another folder, or say replace (--force) to overwrite a store")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _folder_beside(path) as folder:
-        writer = StoreWriter(folder)
-        for chunk in [chunks] if isinstance(chunks, Samples) else chunks:
-            writer.append(chunk)
-        writer.close()
+        with StoreWriter(folder) as writer:
+            for chunk in [chunks] if isinstance(chunks, Samples) else chunks:
+                writer.append(chunk)
+            writer.finish()
         if path.exists():
             old = path.with_name(path.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
@@ -85,8 +85,9 @@ class StoreWriter:
         self.digests = array("Q")  # 8 bytes an id: a Python set of 40 million strings would need gigabytes
 
     def append(self, chunk: Samples) -> None:
-        for name in chunk.columns.keys() - self.kinds.keys():
-            self._start(name, chunk.columns[name].kind)
+        for name, column in chunk.columns.items():
+            if name not in self.kinds:
+                self._start(name, column.kind)
         for name, kind in self.kinds.items():
             self._append_column(name, kind, chunk)
         self._append_ids(chunk.ids)
@@ -162,8 +163,15 @@ class StoreWriter:
             self.files[name] = _NpyFile(self.folder / f"{name}.npy")
         return self.files[name]
 
-    def close(self) -> None:
-        """Finish the files, then write meta.json, which is what makes the folder a store."""
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self.files.values():
+            file.file.close()
+
+    def finish(self) -> None:
+        """Complete the files, then write meta.json, which is what makes the folder a store."""
         if self.count == 0:
             raise StoreError("there is nothing to store: no sample was given")
         self._check_ids()
@@ -172,7 +180,7 @@ class StoreWriter:
                 self._file(f"x_{name}").append(
                     np.zeros(0, np.uint8) if kind == "text" else np.zeros((0, 1), np.float32)
                 )
-        files = {f"{name}.npy": file.close() for name, file in self.files.items()}
+        files = {f"{name}.npy": file.finish() for name, file in self.files.items()}
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -196,7 +204,7 @@ class _NpyFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by close())
+        self.file = open(path, "wb")  # noqa: SIM115 (closed by the StoreWriter)
         self.rows = 0
         self.dtype: np.dtype | None = None
         self.shape: tuple[int, ...] = ()
@@ -222,7 +230,7 @@ class _NpyFile:
         }
         npy.write_array_header_1_0(self.file, description)
 
-    def close(self) -> dict[str, int | str]:
+    def finish(self) -> dict[str, int | str]:
         end = self.file.tell()
         self.file.seek(0)
         self._header()

@@ -1,0 +1,6 @@
+"""`python -m centrobind` is the command line."""
+
+from centrobind.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Figures for reports, as strings to put into a page. Colours that survive both light and dark pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK = "#123457"  # stands for the page's own text colour, see as_svg
+FAINT = "#8a8f98"
+COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6cab", "#2e86de", "#b5651d", "#7f8c8d")
+HEAT = "YlGnBu"
+
+STYLE = {
+    "svg.fonttype": "none",  # real text: it can be searched and read aloud
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+}
+
+
+def as_svg(figure: Figure, label: str) -> str:
+    """Inline SVG that takes the page's text colour; `label` is what a screen reader says."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def as_png(figure: Figure, label: str) -> str:
+    """An <img> with the picture inside; for figures of thousands of points."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=144, transparent=True, bbox_inches="tight")
+    return _img(buffer.getvalue(), label)
+
+
+def glyph_png(pixels: np.ndarray, label: str) -> str:
+    """One small picture (H, W) or (H, W, 3) uint8 as an <img>."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return _img(buffer.getvalue(), label)
+
+
+def _img(png: bytes, label: str) -> str:
+    return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def score_dots(rows: Sequence[tuple[str, str, Mapping[str, tuple[float, float, float]]]]) -> str:
+    """One line per objective: (label, colour, {"mean": (value, low, high), "worst pair": ...}) in percent."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 0.34 * len(rows) + 1.0))
+        axes = figure.subplots()
+        for place, (_, colour, scores) in enumerate(reversed(rows)):
+            for (value, low, high), marker, lift in zip(scores.values(), ("o", "D"), (0.13, -0.13)):
+                axes.plot([low, high], [place + lift] * 2, color=colour, lw=2, alpha=0.45, solid_capstyle="round")
+                axes.plot(value, place + lift, marker, color=colour, ms=6 if marker == "o" else 5)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
+        axes.set_xlabel("recall@1 in %, bars are 95 % intervals over test samples")
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color=FAINT, alpha=0.25)
+        axes.tick_params(length=0)
+        names = list(rows[0][2])
+        for name, marker in zip(names, ("o", "D")):
+            axes.plot([], [], marker, color=FAINT, label=name)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.12 + 0.1 / len(rows)), ncols=2)
+        return as_svg(figure, "recall at 1 of every objective, mean over pairs and worst pair")
+
+
+def retrieval_matrices(modalities: Sequence[str], tables: Mapping[str, np.ndarray]) -> str:
+    """Heat maps, one per objective: rows ask, columns answer, recall@1 in percent, nothing on the diagonal."""
+    with rc_context(STYLE):
+        columns = min(5, len(tables))
+        lines = -(-len(tables) // columns)
+        side = 1.1 + 0.32 * len(modalities)
+        figure = Figure(figsize=(side * columns, (side + 0.25) * lines))
+        grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+        highest = max(np.nanmax(table) for table in tables.values())
+        for place, (axes, (name, table)) in enumerate(zip(grid, tables.items())):
+            _heat(axes, name, table, modalities, highest, labelled=place % columns == 0)
+        for axes in grid[len(tables) :]:
+            axes.set_axis_off()
+        figure.subplots_adjust(wspace=0.15, hspace=0.65)
+        return as_svg(figure, "retrieval matrices of every objective")
+
+
+def _heat(axes: Axes, name: str, table: np.ndarray, modalities: Sequence[str], highest: float, labelled: bool) -> None:
+    axes.imshow(table, cmap=HEAT, vmin=0, vmax=highest)
+    axes.set_title(name)
+    axes.set_xticks(range(len(modalities)), modalities, rotation=30, ha="right")
+    axes.set_yticks(range(len(modalities)), modalities if labelled else [""] * len(modalities))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            colour = "white" if value > 0.55 * highest else "#222222"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
+
+
+def curves(series: Mapping[str, tuple[str, Sequence[float], Sequence[float]]], title: str, across: str, up: str) -> str:
+    """Lines over steps: label -> (colour, steps, values)."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.2))
+        axes = figure.subplots()
+        for label, (colour, steps, values) in series.items():
+            dashed = "--" if "frozen" in label else "-"
+            axes.plot(steps, values, dashed, color=colour, lw=1.6, label=label)
+        axes.set(title=title, xlabel=across, ylabel=up)
+        axes.grid(color=FAINT, alpha=0.25)
+        axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return as_svg(figure, title)
+
+
+def space_map(points: np.ndarray, groups: Mapping[str, Sequence[str]]) -> str:
+    """The same (n, 2) points several times, each time coloured by other categories; rare categories share grey."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.4 * len(groups), 5.4))
+        for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups.items()):
+            names = np.asarray(names)
+            values, counts = np.unique(names, return_counts=True)
+            shown = values[np.argsort(-counts)][: len(COLOURS)]
+            rest = ~np.isin(names, shown)
+            axes.scatter(*points[rest].T, s=5, color=FAINT, alpha=0.35, lw=0)
+            for colour, name in zip(COLOURS, shown):
+                axes.scatter(*points[names == name].T, s=6, color=colour, alpha=0.75, lw=0, label=name)
+            axes.set_title(title)
+            axes.set_axis_off()
+            columns = 4
+            axes.legend(markerscale=2.5, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0))
+        figure.subplots_adjust(wspace=0.03)
+        # The map is a bitmap, so its text cannot follow the page; a mid grey reads on both.
+        for text in figure.findobj(match=lambda artist: hasattr(artist, "set_color") and hasattr(artist, "get_text")):
+            text.set_color(FAINT)
+        return as_png(figure, "map of the space: " + ", ".join(groups))

@@ -1,0 +1,89 @@
+"""One table, three ways to show it: on a terminal, in Markdown, in a page. Numbers come in, text goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+# A row of results: {"label": "all pairs", "metrics": {"mean/recall@1": 0.4, ...}, ...}
+Row = Mapping[str, Any]
+
+
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """(heading, metric names) of every column: directions, mean and worst pair as recall@1 and @10, then probes."""
+    metrics = rows[0]["metrics"]
+    pairs = [key.removesuffix("/recall@1") for key in metrics if key.endswith("/recall@1")]
+    pairs = [pair for pair in pairs if pair not in ("mean", "worst")] + ["mean", "worst"]
+    heads = {"mean": "mean", "worst": "worst pair"}
+    recall = [
+        (heads.get(pair, pair.replace("_to_", " → ")), [f"{pair}/recall@1", f"{pair}/recall@10"]) for pair in pairs
+    ]
+    probe = [key for key in metrics if key.startswith("probe/") and key != "probe/majority"]
+    return recall + [(f"probe {key.removeprefix('probe/')}", [key]) for key in probe]
+
+
+def cell(row: Row, names: Sequence[str]) -> str:
+    """Percents with one decimal, "36.1 / 74.0" for two of them; a dash where a number is missing."""
+    values = [row["metrics"].get(name) for name in names]
+    return " / ".join("-" if value is None else f"{100 * value:.1f}" for value in values)
+
+
+def best_in(rows: Sequence[Row], name: str) -> float:
+    return max(row["metrics"].get(name, float("-inf")) for row in rows)
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """Aligned columns, headings over two lines so that nothing is wrapped; percents."""
+    columns = columns_of(rows)
+    heads = [("", "")] + [_two_lines(head) for head, _ in columns]
+    body = [[row["label"]] + [cell(row, names).replace(" / ", "/") for _, names in columns] for row in rows]
+    widths = [max(len(part) for part in (*head, *(line[i] for line in body))) for i, head in enumerate(heads)]
+    lines = [[head[0] for head in heads], [head[1] for head in heads], *body]
+    aligned = [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    ]
+    return "\n".join([*aligned[:2], "-" * len(aligned[0]), *aligned[2:]])
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[tuple[str, Sequence[str]]] | None = None) -> str:
+    """The same in Markdown; the highest first number of each column is bold."""
+    columns = columns_of(rows) if columns is None else columns
+    lines = ["| | " + " | ".join(head for head, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row in rows:
+        cells = []
+        for _, names in columns:
+            text = cell(row, names)
+            top = row["metrics"].get(names[0]) == best_in(rows, names[0])
+            cells.append(f"**{text}**" if top else text)
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def html_table(rows: Sequence[Row], caption: str) -> str:
+    """The same for a page, sorted by no one: rows stay as they are, the highest of each column is bold."""
+    columns = columns_of(rows)
+    head = "".join(f"<th scope='col'>{escape(text)}</th>" for text, _ in columns)
+    body = []
+    for row in rows:
+        cells = []
+        for _, names in columns:
+            top = row["metrics"].get(names[0]) == best_in(rows, names[0])
+            mark = " class='best'" if top else ""
+            cells.append(f"<td{mark}>{escape(cell(row, names))}</td>")
+        body.append(f"<tr><th scope='row'>{escape(row['label'])}</th>{''.join(cells)}</tr>")
+    return (
+        f"<div class='wide'><table><caption>{escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _two_lines(head: str) -> tuple[str, str]:
+    first, _, rest = head.partition(" ")
+    if "→" in head:
+        source, _, target = head.partition(" → ")
+        return source, f"→ {target}"
+    return (first, rest) if rest else ("", first)

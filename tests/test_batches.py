@@ -1,0 +1,89 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+from centrobind.data import Sampler, Samples, assign_splits, train_and_valid
+from centrobind.errors import DataError
+
+
+def plain(count, **about):
+    return Samples.of({"a": np.zeros((count, 1)), "b": np.zeros((count, 1))}, **about)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (11, 4), (7, 7), (100, 33), (2, 2)])
+def test_every_sample_once_an_epoch_in_batches_of_nearly_equal_size(count, size):
+    sampler = Sampler(count, size, seed=1)
+    stream = iter(sampler)
+    epochs = []
+    for _ in range(3):
+        batches = [next(stream) for _ in range(sampler.batches_per_epoch)]
+        sizes = [len(batch) for batch in batches]
+        assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
+        epochs.append(np.concatenate(batches))
+        assert sorted(epochs[-1]) == list(range(count))
+    if count > 7:
+        assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_stopping_anywhere_and_going_on_changes_nothing():
+    whole = [batch.tolist() for batch in islice(Sampler(23, 5, seed=3), 20)]
+    for stop in range(20):
+        first = Sampler(23, 5, seed=3)
+        done = [batch.tolist() for batch in islice(first, stop)]
+        second = Sampler(23, 5, seed=99)
+        second.load_state(first.state())
+        assert done + [batch.tolist() for batch in islice(second, 20 - stop)] == whole
+
+
+def test_another_seed_is_another_order():
+    one, other = (next(iter(Sampler(50, 50, seed=s))) for s in (0, 1))
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("size", [0, 1, 11])
+def test_batch_size_must_fit_the_data(size):
+    with pytest.raises(DataError, match="between 2 and the 10"):
+        Sampler(10, size)
+
+
+def test_splits_have_their_share_and_repeat():
+    samples = assign_splits(plain(1000), seed=4)
+    assert [len(samples.part(name)) for name in ("train", "valid", "test")] == [700, 100, 200]
+    assert np.array_equal(samples.split.codes, assign_splits(plain(1000), seed=4).split.codes)
+    assert not np.array_equal(samples.split.codes, assign_splits(plain(1000), seed=5).split.codes)
+
+
+def test_groups_stay_together():
+    group = np.arange(300) // 7
+    samples = assign_splits(plain(300, group=group), {"train": 0.5, "test": 0.5})
+    for g in set(group):
+        assert len(set(samples.split.codes[group == g])) == 1
+    assert 100 < len(samples.part("test")) < 200
+
+
+def test_samples_without_a_group_stand_alone():
+    samples = assign_splits(plain(200, group=["x"] * 100 + [None] * 100), {"train": 0.5, "test": 0.5})
+    assert len(set(samples.split.codes[:100])) == 1 and len(set(samples.split.codes[100:])) == 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "fractions", "says"),
+    [
+        (plain(9), {"train": 0.5, "test": 0.6}, "add up to 1"),
+        (plain(9), {"train": 1.5, "test": -0.5}, "positive"),
+        (plain(4, group="xxxx"), {"train": 0.5, "test": 0.5}, "would be empty"),
+    ],
+)
+def test_impossible_splits_are_said(samples, fractions, says):
+    with pytest.raises(DataError, match=says):
+        assign_splits(samples, fractions)
+
+
+def test_validation_comes_from_train_and_never_from_test():
+    given = assign_splits(plain(100, ids=range(100)))
+    assert [part.ids[:] for part in train_and_valid(given)] == [given.part(name).ids[:] for name in ("train", "valid")]
+    two = plain(100, split=["train"] * 60 + ["test"] * 40)
+    learn, valid = train_and_valid(two, valid=0.25)
+    assert (len(learn), len(valid)) == (45, 15)
+    assert set(map(int, learn.ids[:] + valid.ids[:])) == set(range(60))
+    assert [len(part) for part in train_and_valid(plain(50))] == [45, 5]

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from centrobind.errors import DataError
+from centrobind.types import Embeddings, unit
+
+
+def test_of_stacks_normalises_and_zeroes_what_is_absent():
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    b[2] = torch.nan
+    made = Embeddings.of({"a": a, "b": b}, present={"b": torch.tensor([True, True, False, True])})
+    assert made.z.shape == (2, 4, 3) and made.dim == 3 and len(made) == 4
+    torch.testing.assert_close(made["a"], a / a.norm(dim=1, keepdim=True))
+    assert made["b"][2].tolist() == [0, 0, 0]
+    torch.testing.assert_close(made["b"].norm(dim=1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+
+
+def test_gradient_skips_absent_rows_even_when_they_are_nan():
+    b = torch.full((3, 2), torch.nan, requires_grad=True)
+    present = torch.tensor([False, False, False])
+    Embeddings.of({"a": torch.ones(3, 2), "b": b}, present={"b": present}).z.sum().backward()
+    assert b.grad.tolist() == [[0, 0]] * 3
+
+
+def test_unit_is_finite_at_zero_and_float32_for_halves():
+    zero = torch.zeros(1, 4, requires_grad=True)
+    unit(zero).sum().backward()
+    assert torch.isfinite(zero.grad).all() and zero.grad.abs().max() <= 1e6
+    assert unit(torch.randn(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert unit(torch.randn(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_take_and_only_keep_rows_and_ids_together():
+    made = Embeddings.of({"a": torch.eye(4), "b": torch.eye(4)}, ids=["p", "q", "r", "s"])
+    part = made.take([2, 0]).only(["b"])
+    assert part.ids.tolist() == ["r", "p"] and part.modalities == ("b",)
+    assert part.z[0].argmax(1).tolist() == [2, 0]
+    assert made.take(slice(1, 3)).ids.tolist() == ["q", "r"]
+    assert made.take(torch.tensor([True, False, False, True])).ids.tolist() == ["p", "s"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "present", "says"),
+    [
+        ({}, None, "empty"),
+        ({"a": torch.zeros(3)}, None, "batch, dim"),
+        ({"a": torch.zeros(3, 2), "b": torch.zeros(4, 2)}, None, "(4, 2)"),
+        ({"a": torch.zeros(3, 2)}, {"c": torch.ones(3, dtype=torch.bool)}, "'c'"),
+        ({"a": torch.zeros(3, 2)}, {"a": torch.ones(3)}, "expected bool"),
+        ({"a": torch.zeros(3, 2)}, {"a": torch.ones(2, dtype=torch.bool)}, "(3,)"),
+    ],
+)
+def test_of_says_what_does_not_fit(tensors, present, says):
+    with pytest.raises(DataError) as caught:
+        Embeddings.of(tensors, present=present)
+    assert says in str(caught.value)
+
+
+def test_unknown_modality_names_the_known_ones():
+    with pytest.raises(DataError, match=r"'c'.*\['a'\]"):
+        Embeddings.of({"a": torch.eye(2)})["c"]
+
+
+def test_pairs_are_ordered_and_all_there():
+    made = Embeddings.of({name: torch.eye(2) for name in "abc"}, ids=np.arange(2))
+    assert len(made.pairs) == 6 and ("a", "c") in made.pairs and ("c", "a") in made.pairs
