@@ -5,7 +5,7 @@ import pytest
 import torch
 from centrobind.data import Samples, assign_splits
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture

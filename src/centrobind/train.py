@@ -63,12 +63,12 @@ def train(
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
             batch = binder.prepare(data.batch(next(batches)))
-            with seeded(seed, step), towers_precision(binder, settings):
-                z = binder(batch)
-                views = None
-                if settings.augment > 0:
-                    views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
-            loss = objective(z, views=views)
+            with seeded(seed, step):
+                with towers_precision(binder, settings):
+                    z, views = binder(batch), None
+                    if settings.augment > 0:
+                        views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
+                loss = objective(z, views=views)
             if not torch.isfinite(loss.total):
                 raise RunError(_not_finite(step, loss, data, batch.ids))
             optimizer.zero_grad(set_to_none=True)
@@ -78,8 +78,8 @@ def train(
             objective.bound()
 
             done = step + 1
-            last = done == settings.steps or stopped()
             watch(done, loss=loss.total.item())
+            last = done == settings.steps or stopped()  # asked once: what stops below must be saved above
             record: dict[str, Any] = {}
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
@@ -95,7 +95,7 @@ def train(
                         board.add_scalar(key, value, done)
             if run is not None and (done % settings.every("checkpoint") == 0 or last):
                 run.write_last(*snapshot(modules, optimizer, sampler, best, done))
-            if stopped() and done < settings.steps:
+            if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
                 raise RunError(f"stopped after step {done} of {settings.steps}{where}")
 

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from centrobind.errors import DataError
+from centrobind.evaluation import evaluate, probes, recall_differences, recall_intervals
+from centrobind.metrics import retrieval
+from centrobind.types import Embeddings
+
+
+def classes(samples=200, noise=0.3, seed=0, names="abc", gaps=False):
+    """Embeddings in which the class is a direction, common to all modalities."""
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.arange(samples) % 4
+    z = {name: torch.eye(8)[label] + noise * torch.randn(samples, 8, generator=draw) for name in names}
+    present = {name: torch.rand(samples, generator=draw) > 0.3 for name in names} if gaps else None
+    return Embeddings.of(z, present), label.numpy()
+
+
+def test_probes_learn_from_train_and_are_tested_on_test():
+    (train, y_train), (test, y) = classes(seed=1), classes(seed=2)
+    found = evaluate(test, y, train=train, train_labels=y_train)
+    for name in ("probe/a", "probe/all", "knn/b", "knn/all", "transfer/a_to_c", "transfer/c_to_b"):
+        assert found[name] > 0.9, name
+    assert found["probe/majority"] == 0.25
+    shuffled = np.random.default_rng(0).permutation(y_train)
+    assert evaluate(test, y, train=train, train_labels=shuffled)["probe/all"] < 0.5
+
+
+def test_transfer_fails_where_modalities_do_not_share_a_space():
+    (train, y_train), (test, y) = classes(seed=1), classes(seed=2)
+    turn = torch.tensor([1, 2, 3, 0, 4, 5, 6, 7])  # b says every class in another direction
+    for part in (train, test):
+        part.z[1] = part.z[1][:, turn]
+    found = evaluate(test, y, train=train, train_labels=y_train)
+    assert found["probe/b"] > 0.9 and found["transfer/a_to_b"] < 0.2 and found["transfer/a_to_c"] > 0.9
+
+
+def test_without_train_probes_are_cross_validated():
+    test, y = classes()
+    assert evaluate(test, y)["probe/a"] > 0.9
+    noise = Embeddings.of({name: torch.randn(120, 8, generator=torch.Generator().manual_seed(3)) for name in "ab"})
+    assert evaluate(noise, np.arange(120) % 4)["probe/all"] < 0.45  # would be 1 if it were tested on what it learned
+
+
+def test_gaps_and_missing_labels_are_left_out():
+    (train, y_train), (test, y) = classes(400, seed=1, gaps=True), classes(400, seed=2, gaps=True)
+    some = [None if i % 3 == 0 else int(c) for i, c in enumerate(y)]
+    found = probes(test, some, train, list(y_train))
+    assert found["probe/a"] > 0.9 and found["transfer/a_to_b"] > 0.9
+    assert 0.7 < found["probe/all"] <= 1.0
+
+
+def test_labels_may_be_strings_numbers_or_codes():
+    test, y = classes()
+    names = np.array(["ant", "bee", "cat", "dog"])
+    assert evaluate(test, names[y])["probe/a"] == evaluate(test, y.tolist())["probe/a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"labels": [0, 1]}, "expected 200 values"),
+        ({"labels": [1] * 200}, "at least two classes"),
+        ({"labels": None, "train_labels": [1]}, "need labels="),
+        ({"labels": "y", "train_labels": [1]}, "go together"),
+    ],
+)
+def test_labels_that_do_not_fit_are_said(arguments, says):
+    test, y = classes()
+    arguments = {key: y if value == "y" else value for key, value in arguments.items()}
+    with pytest.raises(DataError, match=says):
+        evaluate(test, **arguments)
+
+
+def test_other_modalities_in_train_are_said():
+    (train, y_train), (test, y) = classes(names="ab"), classes()
+    with pytest.raises(DataError, match="modalities"):
+        evaluate(test, y, train=train, train_labels=y_train)
+
+
+def test_intervals_hold_the_estimate_and_narrow_with_samples():
+    def width(samples):
+        test, _ = classes(samples, noise=0.2)
+        found, ends = retrieval(test), recall_intervals(test, 500)
+        for key in ("a_to_b/recall@10", "mean/recall@5"):
+            assert ends[f"{key}/low"] <= found[key] <= ends[f"{key}/high"]
+        return ends["mean/recall@10/high"] - ends["mean/recall@10/low"]
+
+    assert width(600) < 0.7 * width(150)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """Hits of probability p: about 95 % of the intervals hold p."""
+    held = 0
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        right = torch.rand(80, generator=draw) < 0.6  # these samples find their match, the others a stranger
+        z = torch.eye(81)
+        other = torch.where(right[:, None], z[:80], z[80])
+        ends = recall_intervals(Embeddings.of({"a": z[:80], "b": other}), 300, seed=seed)
+        held += ends["a_to_b/recall@1/low"] <= 0.6 <= ends["a_to_b/recall@1/high"]
+    assert 50 <= held <= 60
+
+
+def test_paired_differences_are_signed_and_zero_for_equals():
+    same = torch.randn(200, 8, generator=torch.Generator().manual_seed(5))
+    good = Embeddings.of({name: same for name in "abc"})
+    bad = good.with_z(good.z.clone())
+    bad.z[0] = bad.z[0].roll(1, 0)
+    difference, low, high = recall_differences(good, bad)["a_to_b"]
+    assert difference > 0.9 and low > 0.8 and high <= 1
+    assert recall_differences(bad, good)["a_to_b"][0] == -difference
+    assert recall_differences(good, good)["mean"] == (0, 0, 0)
+    assert recall_differences(good, bad)["b_to_c"] == (0, 0, 0)
+    with pytest.raises(DataError, match="same samples"):
+        recall_differences(good, bad.take(slice(0, 10)))
