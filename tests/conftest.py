@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from centrobind.data import Samples, assign_splits
 
 torch.set_num_threads(1)

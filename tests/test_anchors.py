@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from centrobind import anchors
 from centrobind.errors import DataError
 from centrobind.types import Embeddings

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from centrobind.augment import VIEWS, augment
 from centrobind.types import Batch
 

@@ -2,6 +2,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+
 from centrobind.data import Sampler, Samples, assign_splits, train_and_valid
 from centrobind.errors import DataError
 

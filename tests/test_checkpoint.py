@@ -1,14 +1,16 @@
+import json
 import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
 from centrobind.checkpoint import load, read_tensors, save, write_tensors
 from centrobind.errors import CheckpointError
 from centrobind.model import build_binder
-from safetensors.torch import save_file
-from torch import nn
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False]), "c": torch.tensor(7)}
 
@@ -29,7 +31,7 @@ def test_any_flipped_bit_is_found(tmp_path):
     write_tensors(path, TENSORS, {"step": 3, "words": ["a", "b"]})
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
-    for place in [*range(0, 40), *draw.integers(0, len(whole), 150)]:
+    for place in [*range(40), *draw.integers(0, len(whole), 150)]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(draw.integers(8))
         path.write_bytes(damaged)
@@ -62,7 +64,8 @@ def test_foreign_and_newer_files_are_refused_and_nothing_is_unpickled(tmp_path, 
     save_file({"a": torch.zeros(2)}, "foreign.safetensors")
     with pytest.raises(CheckpointError, match="not written by centrobind"):
         read_tensors("foreign.safetensors")
-    save_file({}, "newer.safetensors", metadata={"format": "centrobind-checkpoint", "version": "2"})
+    newer = json.dumps({"format": "centrobind-checkpoint", "version": 2})
+    save_file({}, "newer.safetensors", metadata={"centrobind": newer})
     with pytest.raises(CheckpointError, match="version 2, this centrobind reads 1"):
         read_tensors("newer.safetensors")
     for name, content in (("p.safetensors", pickle.dumps(Bomb())), ("t.safetensors", b"")):

@@ -1,5 +1,6 @@
 import pytest
 import yaml
+
 from centrobind.config import check_config, dump_config, load_config, make_objective
 from centrobind.errors import ConfigError
 from centrobind.objectives import OBJECTIVES

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+
 from centrobind import datasets
 from centrobind.data import inspect_samples
 from centrobind.errors import DataError
-from sklearn.linear_model import LogisticRegression
 
 
 @pytest.fixture(scope="module")

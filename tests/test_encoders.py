@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from centrobind.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.errors import ConfigError
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from centrobind.errors import DataError
 from centrobind.evaluation import evaluate, probes, recall_differences, recall_intervals
 from centrobind.metrics import retrieval
@@ -104,7 +105,7 @@ def test_intervals_cover_as_often_as_they_say():
 
 def test_paired_differences_are_signed_and_zero_for_equals():
     same = torch.randn(200, 8, generator=torch.Generator().manual_seed(5))
-    good = Embeddings.of({name: same for name in "abc"})
+    good = Embeddings.of(dict.fromkeys("abc", same))
     bad = good.with_z(good.z.clone())
     bad.z[0] = bad.z[0].roll(1, 0)
     difference, low, high = recall_differences(good, bad)["a_to_b"]

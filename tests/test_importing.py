@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from centrobind.data import Samples, dataset_chunks, open_store, read_chunks, write_store
 from centrobind.errors import DataError
 
@@ -216,10 +217,9 @@ def test_any_map_style_dataset_will_do():
 
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="Parquet is read where pyarrow is installed")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"v": [[1.0, 2.0], None, [3.0, 4.0]], "t": ["a", "b", None], "id": ["p", "q", "r"]})
-    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    parquet.write_table(table, tmp_path / "d.parquet")
     samples = read(tmp_path / "d.parquet")
     assert samples.columns["v"].values.tolist() == [[1, 2], [3, 4]] and samples.ids[:] == ["p", "q", "r"]
     assert samples.present.tolist() == [[True, False, True], [True, True, False]]

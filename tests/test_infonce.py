@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from centrobind.infonce import infonce
 from twins import one_way, some_present, unit_vectors
 

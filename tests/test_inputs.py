@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from centrobind.data import Samples
 from centrobind.errors import DataError
 from centrobind.inputs import INPUTS, Numbers, Pixels, Words, split_words

@@ -1,4 +1,5 @@
 import numpy as np
+
 from centrobind.data import Samples, inspect_samples
 
 

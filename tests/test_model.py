@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from centrobind.data import Samples
 from centrobind.errors import ConfigError, DataError
 from centrobind.model import build_binder, rebuild_binder
-from torch import nn
 
 
 def test_forward_puts_each_embedding_in_its_place(mixed):

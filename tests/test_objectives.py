@@ -3,9 +3,10 @@
 import inspect
 import math
 
-import centrobind as cb
 import pytest
 import torch
+
+import centrobind as cb
 from centrobind.errors import ConfigError, DataError
 from centrobind.objectives import HIGHEST, LOWEST, OBJECTIVES, AnchorInfoNCE, intra_and_inter, leak
 from centrobind.types import Embeddings

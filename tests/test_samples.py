@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from centrobind.data import Codes, Samples, Strings
 from centrobind.errors import DataError
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from centrobind.data import Samples, open_store, write_store
 from centrobind.data.store import read_in_chunks
 from centrobind.errors import StoreError

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+
 from centrobind.checkpoint import load
 from centrobind.config import TrainConfig, check_config, make_objective
 from centrobind.data import Samples, train_and_valid

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from centrobind.errors import DataError
 from centrobind.types import Embeddings, unit
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from centrobind.errors import CheckpointError
 from centrobind.model import Binder, rebuild_binder
 
-FORMAT, VERSION = "centrobind-checkpoint", 1
+HEADER, FORMAT, VERSION = "centrobind", "centrobind-checkpoint", 1
 TOWERS = "towers/"  # prefix of the tensors that make a binder
 
 
@@ -31,8 +31,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], state: Mappin
     path = Path(path)
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     said = json.dumps(state, sort_keys=True)
-    header = {"format": FORMAT, "version": str(VERSION), "state": said, "sha256": _digest(tensors, said)}
-    write_atomically(path, to_bytes(tensors, metadata=header))
+    header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors, said), "state": said}
+    # One entry, because safetensors writes several in random order: equal weights should be equal files.
+    write_atomically(path, to_bytes(tensors, metadata={HEADER: json.dumps(header)}))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -57,10 +58,12 @@ def read_tensors(path: str | Path, *, prefix: str = "") -> tuple[dict[str, Tenso
         raise CheckpointError(f"{path}: no such file; expected a .safetensors file written by centrobind")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            if HEADER not in (file.metadata() or {}):
+                raise CheckpointError(f"{path}: not written by centrobind (no {HEADER!r} in its header)")
+            header = json.loads(file.metadata()[HEADER])
             if header.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: not written by centrobind (no {FORMAT!r} in its header)")
-            if header.get("version") != str(VERSION):
+                raise CheckpointError(f"{path}: holds {header.get('format')!r}, expected {FORMAT!r}")
+            if header.get("version") != VERSION:
                 raise CheckpointError(
                     f"{path}: checkpoint version {header.get('version')}, this centrobind reads {VERSION}; upgrade it"
                 )
@@ -70,7 +73,7 @@ def read_tensors(path: str | Path, *, prefix: str = "") -> tuple[dict[str, Tenso
             raise CheckpointError(f"{path}: checksum differs, the file was damaged or edited; use an earlier one")
     except CheckpointError:
         raise
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is it truncated? Use an earlier one") from None
     return {name: value for name, value in tensors.items() if name.startswith(prefix)}, state
 

@@ -45,7 +45,10 @@ def demo(
         results = run_demo(out, quick=quick, seed=seed, replace=force, watch=watch)
     typer.echo("\nTest split, in %: recall@1/recall@10 of each direction, then accuracy of linear probes\n")
     typer.echo(terminal_table(results["rows"]))
-    typer.echo(f"\n{results['sentence']}\n\nLook at {out / 'report.html'}")
+    typer.echo(f"\n{results['sentence']}")
+    for verdict in results["verdicts"]:
+        typer.echo(f"  - {verdict}")
+    typer.echo(f"\nIn brackets: 95 % intervals over test samples, one seed. Look at {out / 'report.html'}")
 
 
 @app.command("import")

@@ -53,6 +53,7 @@ class Entry:
     folder: str
     objective: dict[str, Any]
     colour: str
+    lr: float = 5e-3
     keep: str = "best"
     init: str | None = None
 
@@ -173,7 +174,8 @@ def finish(
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "data": {"name": "glyphs", "test": len(test), "modalities": list(test.modalities)},
         "chosen": chosen,
-        "sentence": sentence(chosen, rows, comparisons, len(test)),
+        "sentence": sentence(chosen, rows, len(test)),
+        "verdicts": verdicts(chosen, comparisons),
         "comparisons": comparisons,
         "rows": rows,
     }
@@ -199,23 +201,29 @@ def compare_with_rivals(chosen: str, rows: list[Row], spaces: dict[str, Embeddin
     return found
 
 
-def sentence(chosen: str, rows: list[Row], comparisons: list[dict[str, Any]], count: int) -> str:
+def sentence(chosen: str, rows: list[Row], count: int) -> str:
     """What the table shows, whatever it shows."""
     metrics = next(row for row in rows if row["label"] == chosen)["metrics"]
-    said = [
-        f"Of {count} unseen characters, {chosen} (the dynamic anchor that validated best) finds the right match "
-        f"first in {100 * metrics['mean/recall@1']:.1f} % of cases over all directions, and in "
+    return (
+        f"Of {count} unseen characters, {chosen} (the dynamic anchor that validated best) finds the right match first "
+        f"in {100 * metrics['mean/recall@1']:.1f} % of cases over all directions, and in "
         f"{100 * metrics['worst/recall@1']:.1f} % in its worst direction."
-    ]
+    )
+
+
+def verdicts(chosen: str, comparisons: list[dict[str, Any]]) -> list[str]:
+    """One line per rival and measure: who wins by how much, and whether that is more than chance."""
+    said = []
     for one in comparisons:
-        where = {"mean": "on the mean", "worst": "on the worst pair"}[one["measure"]]
-        rival = one["rival"] + (" (best fixed anchor in hindsight)" if one["rival"].startswith("FABind") else "")
+        where = {"mean": "on the mean of all directions", "worst": "on the worst direction"}[one["measure"]]
+        hindsight = ", the best fixed anchor in hindsight," if one["rival"].startswith("FABind") else ""
         verb = "beats" if one["low"] > 0 else "loses to" if one["high"] < 0 else "is level with"
+        points = [100 * one[key] for key in ("difference", "low", "high")]
         said.append(
-            f"It {verb} {rival} {where}: {100 * one['difference']:+.1f} points "
-            f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]."
+            f"{chosen} {verb} {one['rival']}{hindsight} {where}: {points[0]:+.1f} points "
+            f"[{points[1]:+.1f}, {points[2]:+.1f}]"
         )
-    return " ".join(said) + " Intervals are 95 % over test samples, for one seed."
+    return said
 
 
 def write_report(
@@ -240,6 +248,8 @@ def write_report(
         "Binding pictures, outlines and names",
         results["sentence"],
         [
+            report.points(results["verdicts"]),
+            report.paragraph("In brackets: 95 % intervals, paired over test samples, for one seed.", "note"),
             report.table_section(rows, colours),
             report.matrices_section(rows, space.modalities),
             report.pictures_section(ask_in_words(space, test)),

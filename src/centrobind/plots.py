@@ -90,7 +90,7 @@ def retrieval_matrices(modalities: Sequence[str], tables: Mapping[str, np.ndarra
         columns = min(5, len(tables))
         lines = -(-len(tables) // columns)
         side = 1.1 + 0.32 * len(modalities)
-        figure = Figure(figsize=(side * columns, (side + 0.25) * lines))
+        figure = Figure(figsize=(side * columns, (side + 0.45) * lines))
         grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
         highest = max(np.nanmax(table) for table in tables.values())
         for place, (axes, (name, table)) in enumerate(zip(grid, tables.items())):
@@ -103,7 +103,7 @@ def retrieval_matrices(modalities: Sequence[str], tables: Mapping[str, np.ndarra
 
 def _heat(axes: Axes, name: str, table: np.ndarray, modalities: Sequence[str], highest: float, labelled: bool) -> None:
     axes.imshow(table, cmap=HEAT, vmin=0, vmax=highest)
-    axes.set_title(name)
+    axes.set_title(name.replace(", ", ",\n"), fontsize=9)
     axes.set_xticks(range(len(modalities)), modalities, rotation=30, ha="right")
     axes.set_yticks(range(len(modalities)), modalities if labelled else [""] * len(modalities))
     axes.tick_params(length=0)

@@ -34,6 +34,10 @@ def section(heading: str, *parts: str) -> str:
     return f"<section><h2>{escape(heading)}</h2>{''.join(parts)}</section>"
 
 
+def points(texts: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
 def paragraph(text: str, kind: str = "") -> str:
     return f"<p class='{kind}'>{escape(text)}</p>" if kind else f"<p>{escape(text)}</p>"
 
@@ -86,7 +90,7 @@ def curves_section(logs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Map
         if series:
             pictures.append(figure(plots.curves(series, title, "step", up)))
     note = "Losses of different objectives are not comparable: a centroid that contains its pupil is easy to match."
-    return section("How they learned", "<div>", *pictures, "</div>", paragraph(note, "note"))
+    return section("How they learned", "<div class='beside'>", *pictures, "</div>", paragraph(note, "note"))
 
 
 def map_section(

@@ -11,10 +11,10 @@ Row = Mapping[str, Any]
 
 
 def columns_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """(heading, metric names) of every column: directions, mean and worst pair as recall@1 and @10, then probes."""
+    """(heading, metric names) of every column: mean, worst pair, each direction as recall@1 and @10; then probes."""
     metrics = rows[0]["metrics"]
     pairs = [key.removesuffix("/recall@1") for key in metrics if key.endswith("/recall@1")]
-    pairs = [pair for pair in pairs if pair not in ("mean", "worst")] + ["mean", "worst"]
+    pairs = ["mean", "worst", *(pair for pair in pairs if pair not in ("mean", "worst"))]
     heads = {"mean": "mean", "worst": "worst pair"}
     recall = [
         (heads.get(pair, pair.replace("_to_", " → ")), [f"{pair}/recall@1", f"{pair}/recall@10"]) for pair in pairs

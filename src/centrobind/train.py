@@ -150,7 +150,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def towers_precision(binder: Binder, settings: TrainConfig) -> torch.autocast:
     """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
 
-    On a CPU it does not pay: the same step took 1.2 to 2 times longer in bfloat16 (see docs/performance.md).
+    On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
     """
     half = settings.precision == "bf16" or (settings.precision == "auto" and binder.device.type == "cuda")
     return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)

@@ -11,8 +11,9 @@ import csv
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -253,8 +254,11 @@ def _npz_chunks(
 ) -> Iterator[Samples]:
     """`x_<modality>` (or plain names), `present_<modality>`, and id, label, split, group; one row a sample."""
     try:
-        with zipfile.ZipFile(source) as archive:
-            members = {name.removesuffix(".npy"): _Member(archive, name) for name in archive.namelist()}
+        with zipfile.ZipFile(source) as archive, ExitStack() as opened:
+            members = {}
+            for name in archive.namelist():
+                file = opened.enter_context(archive.open(name))
+                members[name.removesuffix(".npy")] = _Member(f"{source}: {name}", file)
             names = [key for key in members if key not in ABOUT and not key.startswith("present_")]
             if any(key.startswith("x_") for key in names):
                 names = [key for key in names if key.startswith("x_")]
@@ -305,9 +309,8 @@ def _npz_chunk(source, start, found, gaps, about, kinds, nan_as_missing) -> Samp
 class _Member:
     """One array of an .npz, read a few rows at a time and never unpickled."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str):
-        self.name = f"{archive.filename}: {name}"
-        self.file = archive.open(name)
+    def __init__(self, name: str, file: IO[bytes]):
+        self.name, self.file = name, file
         try:
             version = npy.read_magic(self.file)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0

@@ -1,0 +1,117 @@
+"""The house rules, as tests: what is public, what imports what, how long files are, what the command line takes."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import centrobind
+import typer.main
+from centrobind.cli import app
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "centrobind"
+
+# Imports only point left. The order is the way data flows.
+ORDER = """
+errors types seeds data datasets inputs augment encoders model anchors infonce objectives metrics config checkpoint
+run progress train embedding fitting evaluation tables plots report demo cli __main__
+""".split()
+DATA_ORDER = "samples store importing batches inspecting".split()
+
+
+def imports(path):
+    """The centrobind modules a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "centrobind":
+            parts = node.module.split(".")
+            yield from [parts[1:]] if len(parts) > 1 else [[alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1:] for alias in node.names if alias.name.startswith("centrobind."))
+
+
+def test_imports_point_left():
+    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"} | {"data"}
+    assert modules == set(ORDER)
+    for path in SOURCE.rglob("*.py"):
+        module = "data" if path.parent.name == "data" else path.stem
+        for target in imports(path):
+            if target[0] in ("__version__",):
+                continue
+            if module == target[0] == "data" and path.stem != "__init__":
+                assert DATA_ORDER.index(target[1]) < DATA_ORDER.index(path.stem), (path, target)
+            elif module not in ("__init__", target[0]):
+                assert ORDER.index(target[0]) < ORDER.index(module), (path, target)
+
+
+def test_no_file_is_longer_than_400_lines():
+    for path in SOURCE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_public_names():
+    assert sorted(centrobind.__all__) == sorted(
+        """
+        AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CheckpointError ConfigError DataError Embeddings
+        FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
+        StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks evaluate fit fixed
+        geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks retrieval
+        save save_embeddings synthetic train_and_valid weighted write_store xor
+        """.split()
+    )
+
+
+def test_every_public_name_is_there_documented_and_not_also_a_module():
+    modules = {path.stem for path in SOURCE.iterdir()}
+    for name in centrobind.__all__:
+        value = getattr(centrobind, name)
+        assert name not in modules, "importing the module would hide the name"
+        if callable(value):
+            assert value.__doc__ and len(value.__doc__) > 20, name
+    assert set(centrobind.__all__) <= set(dir(centrobind))
+
+
+def test_every_module_and_public_function_says_what_it_is():
+    for path in SOURCE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), (path, node.name)
+
+
+def test_command_line():
+    commands = typer.main.get_command(app).commands
+    found = {name: sorted(o for p in command.params for o in p.opts) for name, command in commands.items()}
+    assert found == {
+        "demo": ["--force", "--out", "--quick", "--seed"],
+        "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
+        "inspect": ["--json", "--verify", "store"],
+        "train": ["--force", "--resume", "--set", "config"],
+        "evaluate": ["--out", "--split", "run", "store"],
+        "embed": ["--force", "--split", "out", "run", "store"],
+    }
+
+
+def test_pip_always_gets_the_constraints():
+    for name in ("Makefile", ".ci/run"):
+        for line in (ROOT / name).read_text().splitlines():
+            if re.search(r"\bpip install\b", line):
+                assert "constraints.txt" in line, (name, line)
+    assert (ROOT / "constraints.txt").read_text().split() == ["torch==2.13.0"]
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
+    declared = {re.match(r"[\w-]+", name)[0].lower() for name in [*project["dependencies"], *extras]}
+    known_as = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
+    local = {"centrobind", *__import__("sys").stdlib_module_names}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                top = (name or "centrobind").split(".")[0]
+                assert top in local or known_as.get(top, top).lower() in declared, (path, top)
+    assert not declared & {"torchvision", "torchaudio", "timm", "open_clip_torch", "torchcodec", "litdata"}

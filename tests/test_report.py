@@ -1,0 +1,107 @@
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from centrobind import report
+from centrobind.evaluation import evaluate
+from centrobind.tables import html_table, markdown_table, terminal_table
+from centrobind.types import Embeddings
+
+
+def embeddings(noise, samples=40):
+    draw = torch.Generator().manual_seed(0)
+    base = torch.randn(samples, 8, generator=draw)
+    tensors = {name: base + noise * torch.randn(samples, 8, generator=draw) for name in ("image", "sound", "te_xt")}
+    return Embeddings.of(tensors, {"sound": torch.arange(samples) % 4 > 0})
+
+
+@pytest.fixture(scope="module")
+def rows():
+    labels = np.arange(40) % 2
+    return [
+        {"label": name, "metrics": evaluate(embeddings(noise), labels, resamples=50)}
+        for name, noise in (("sharp", 0.1), ("blurred & <b>", 1.0))
+    ]
+
+
+class Reader(HTMLParser):
+    """Checks that tags are closed in order and gathers what the page would load."""
+
+    empty = frozenset({"meta", "img", "br", "path", "use", "rect", "hr", "image", "circle"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.tags, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "data")]
+        if tag not in self.empty:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attributes if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        if tag not in self.empty:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_asks_for_nothing(rows, tmp_path):
+    space = embeddings(0.3)
+    colours = {row["label"]: "#d1495b" for row in rows}
+    log = [{"step": s, "loss": 5 / s, "valid/mean/mrr": 1 - 1 / s} for s in range(1, 9)]
+    glyph = np.eye(8, dtype=np.uint8) * 255
+    report.write_page(
+        tmp_path / "r.html",
+        "A <title>",
+        "What it shows & more",
+        [
+            report.points(["one < two"]),
+            report.table_section(rows, colours),
+            report.matrices_section(rows, space.modalities),
+            report.curves_section({row["label"]: log for row in rows}, colours),
+            report.map_section(space, ["x", "y"] * 20, most=30),
+            report.pictures_section([("<knight>", glyph, [("a", glyph, True), ("b", glyph, False)])]),
+        ],
+    )
+    page = (tmp_path / "r.html").read_text()
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert all(load.startswith(("data:image/png;base64,", "#")) for load in reader.loads), "nothing is fetched"
+    assert "script" not in reader.tags and "url(http" not in page
+    assert reader.tags.count("svg") == 4 and reader.tags.count("img") == 4 and "table" in reader.tags
+    for words in ("A <title>", "blurred & <b>", "one < two", "<KNIGHT>", "✓ a"):
+        assert words in reader.text, words
+    assert "currentColor" in page and report.plots.INK not in page
+
+
+def test_tables_say_the_same_three_times(rows):
+    mean = 100 * rows[0]["metrics"]["mean/recall@1"]
+    for table in (terminal_table(rows), markdown_table(rows), html_table(rows, "c")):
+        assert f"{mean:.1f}" in table and "worst" in table and "sharp" in table
+    assert "**" in markdown_table(rows) and "class='best'" in html_table(rows, "c")
+    lines = terminal_table(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1, "every line is as long as the others: columns stand"
+
+
+def test_a_number_that_is_missing_is_a_dash(rows):
+    fewer = [rows[0], {"label": "x", "metrics": {"mean/recall@1": 0.5}}]
+    assert "-/-" in terminal_table(fewer) and " - " in markdown_table(fewer)
+
+
+def test_the_matrix_has_rows_that_ask():
+    table = report.recall_matrix({"a_to_b/recall@1": 0.25, "b_to_a/recall@1": 0.5}, ["a", "b"])
+    assert table[0, 1] == 25 and table[1, 0] == 50 and np.isnan(table[0, 0])
+
+
+def test_neighbours_kept_is_one_for_the_same_space_and_small_for_chance():
+    z = np.random.default_rng(0).normal(size=(300, 5))
+    assert report.neighbours_kept(z, 3 * z) == 1
+    assert report.neighbours_kept(z, np.random.default_rng(1).normal(size=(300, 2))) < 0.1
