@@ -42,6 +42,7 @@ def test_outline_walks_each_contour_once_at_even_steps(glyphs):
     ids = glyphs.ids[:]
     o, i = (glyphs.columns["outline"].values[ids.index(code)] for code in ("U+004F", "U+0069"))
     assert o[:, 2].sum() == 2 and i[:, 2].sum() == 2  # a ring has two contours, i a stem and a dot
+    assert np.diff(np.sort(i[:, 1])).max() > 0.08, "no point lies between the stem and its dot: the pen was up"
     steps = np.linalg.norm(np.diff(o[:, :2], axis=0), axis=1)[o[1:, 2] == 0]
     assert steps.max() < 1.1 * np.median(steps) and abs(o[:, 0].max() + o[:, 0].min()) < 0.02
 

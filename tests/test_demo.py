@@ -1,7 +1,8 @@
 import json
 
-import centrobind as cb
 import pytest
+
+import centrobind as cb
 from centrobind import demo
 from centrobind.config import load_config
 from centrobind.errors import RunError
@@ -49,7 +50,10 @@ def test_the_numbers_belong_to_the_binders_it_leaves(made):
         found = cb.retrieval(spaces[row["label"]])
         assert found["worst/recall@10"] == pytest.approx(row["metrics"]["worst/recall@10"])
     kept = cb.load(out)
-    assert kept.fingerprint == cb.load(next(r["config"]["out"] for r in results["rows"] if r["label"] == results["chosen"])).fingerprint
+    assert (
+        kept.fingerprint
+        == cb.load(next(r["config"]["out"] for r in results["rows"] if r["label"] == results["chosen"])).fingerprint
+    )
     one = results["comparisons"][0]
     expected = recall_differences(spaces[results["chosen"]], spaces[one["rival"]])[one["measure"]]
     assert (one["difference"], one["low"], one["high"]) == pytest.approx(expected)

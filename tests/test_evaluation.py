@@ -51,6 +51,18 @@ def test_gaps_and_missing_labels_are_left_out():
     assert 0.7 < found["probe/all"] <= 1.0
 
 
+def test_absent_rows_teach_the_probes_nothing(monkeypatch):
+    from centrobind import evaluation
+
+    learned = []
+    plain = evaluation.fit_linear_probe
+    monkeypatch.setattr(evaluation, "fit_linear_probe", lambda x, y: learned.append(x) or plain(x, y))
+    (train, y_train), (test, y) = classes(100, seed=1, gaps=True), classes(100, seed=2)
+    probes(test, y, train, [None] * 50 + list(y_train[50:]))
+    for m, x in enumerate(learned[:3]):
+        assert len(x) == int(train.present[m, 50:].sum()) and np.abs(x).sum(1).min() > 0
+
+
 def test_labels_may_be_strings_numbers_or_codes():
     test, y = classes()
     names = np.array(["ant", "bee", "cat", "dog"])

@@ -5,8 +5,9 @@ import re
 import tomllib
 from pathlib import Path
 
-import centrobind
 import typer.main
+
+import centrobind
 from centrobind.cli import app
 
 ROOT = Path(__file__).parents[1]

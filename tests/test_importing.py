@@ -56,6 +56,8 @@ def test_npz_nan_is_refused_or_taken_for_a_gap(tmp_path):
     with pytest.raises(DataError, match=r"'a' has NaN or inf.*\[3\].*--nan-as-missing"):
         read(tmp_path / "d.npz")
     assert read(tmp_path / "d.npz", nan_as_missing=True).columns["a"].present.tolist() == [1, 1, 1, 0, 1]
+    np.savez(tmp_path / "f.npz", x_a=a, present_a=np.arange(5) > 0)
+    assert read(tmp_path / "f.npz", nan_as_missing=True).columns["a"].present.tolist() == [0, 1, 1, 0, 1]
     a[1, 1] = np.inf
     np.savez(tmp_path / "e.npz", x_a=a)
     with pytest.raises(DataError, match=r"first rows \[1\]"):

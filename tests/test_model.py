@@ -63,6 +63,12 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched(mixed):
     assert one == same != other and torch.equal(state, torch.random.get_rng_state())
 
 
+def test_towers_of_one_shape_start_different():
+    samples = Samples.of({"a": np.eye(4), "b": np.eye(4)})
+    made = build_binder(samples).embed(samples)
+    assert not torch.allclose(made["a"], made["b"], atol=0.1)
+
+
 def test_a_modality_keeps_its_weights_when_its_name_or_the_others_change(mixed):
     alone, both = build_binder(mixed.only(["text"])), build_binder(mixed.only(["text", "vector"]))
     torch.testing.assert_close(alone.embed(mixed)["text"], both.embed(mixed)["text"])

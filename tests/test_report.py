@@ -3,6 +3,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+
 from centrobind import report
 from centrobind.evaluation import evaluate
 from centrobind.tables import html_table, markdown_table, terminal_table

@@ -132,6 +132,37 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched(mixed):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
+    """Dropout, random anchors and views: a step that repeated the draws of another would be a silent flaw."""
+    from centrobind import train as loop
+
+    seeds = []
+    plain = loop.augment
+    monkeypatch.setattr(loop, "augment", lambda *a, seed, **o: seeds.append(seed) or plain(*a, seed=seed, **o))
+    run = RunFolder(tmp_path / "r")
+    go(mixed, "random", run)
+    assert len(set(seeds)) == 12
+    anchors = {tuple(key for key in record if key.endswith("/to_anchor")) for record in run.read_log()}
+    assert len(anchors) > 1, "the anchor is the modality that has no anchor"
+
+
+def test_learned_numbers_are_bounded_after_every_step(mixed, monkeypatch):
+    from centrobind.objectives import AnchorInfoNCE
+
+    calls = []
+    plain = AnchorInfoNCE.bound
+    monkeypatch.setattr(AnchorInfoNCE, "bound", lambda self: calls.append(1) or plain(self))
+    go(mixed)
+    assert len(calls) == 12
+
+
+def test_of_equal_scores_the_first_is_best():
+    from centrobind.train import Best
+
+    best = Best()
+    assert best.improves(0.5, 1) and not best.improves(0.5, 2) and best.improves(0.6, 3) and best.step == 3
+
+
 def test_the_log_has_what_people_plot(mixed, tmp_path):
     run = RunFolder(tmp_path / "r")
     go(mixed, "centrobind", run)

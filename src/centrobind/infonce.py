@@ -37,13 +37,11 @@ def infonce(
     with torch.autocast(query.device.type, enabled=False):
         query, key = (x if x.dtype == torch.float64 else x.float() for x in (query, key))
         logits = query @ key.mT / temperature  # (M, N, N)
-        # A finite floor, not -inf: the softmax of a row without candidates would be NaN, and so its gradient.
-        floor = torch.finfo(logits.dtype).min / 2
-        ahead = torch.where(key_present[:, None, :], logits, floor).logsumexp(2)
-        back = torch.where(query_present[:, :, None], logits, floor).logsumexp(1)
+        ahead = logits.masked_fill(~key_present[:, None, :], -torch.inf).logsumexp(2)
+        back = logits.masked_fill(~query_present[:, :, None], -torch.inf).logsumexp(1)
         match = logits.diagonal(dim1=1, dim2=2)
         both = query_present & key_present
         count = both.sum(1)
-        # Select, never multiply: a row without candidates is about -1e38, and stays out.
+        # Select, never multiply: a row without candidates is -inf, and 0 * inf is NaN.
         forward, backward = (torch.where(both, lse - match, 0).sum(1) / count.clamp(min=1) for lse in (ahead, back))
     return InfoNCE(forward, backward, count)
