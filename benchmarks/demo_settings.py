@@ -11,19 +11,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from centrobind import demo
-from centrobind.config import check_config, make_objective
+from centrobind.config import make_objective
 from centrobind.data import train_and_valid
 from centrobind.datasets import glyphs
 from centrobind.model import build_binder
 from centrobind.train import train, validate
 
-TEMPERATURES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3)
-RATES = (5e-3, 1e-2, 2e-2)
+TEMPERATURES = (0.05, 0.07, 0.1, 0.14, 0.2)
+RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 RESULTS = Path(__file__).parent / "results" / "demo_settings.json"
 
 
@@ -31,38 +32,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=demo.STEPS)
+    parser.add_argument("--only", default="", help="objectives whose label holds this")
     options = parser.parse_args()
     learn, valid = train_and_valid(glyphs())
     found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     unimodal = {}
 
     def score(entry: demo.Entry, temperature: float, lr: float, seed: int) -> float:
-        objective = {**entry.objective, "temperature": temperature}
-        config = check_config(
-            {
-                "data": "glyphs",
-                "out": "-",
-                "seed": seed,
-                "objective": objective,
-                "modalities": demo.MODALITIES,
-                "train": {"steps": options.steps, "lr": lr, "keep": entry.keep},
-            }
-        )
+        tried = replace(entry, objective={**entry.objective, "temperature": temperature}, lr=lr)
+        config = demo.entry_config(tried, Path("-"), options.steps, seed)
         encoders = {name: about.encoder_spec() for name, about in config.modalities.items()}
-        binder = build_binder(learn, dim=64, encoders=encoders, seed=seed)
-        if entry.init is not None:
+        binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=seed)
+        if entry is not demo.UNIMODAL:
             binder.load_state_dict(unimodal[seed])
         train(binder, make_objective(config.objective, learn.modalities), learn, valid, config.train, seed=seed)
-        if entry.label == "unimodal":
+        if entry is demo.UNIMODAL:
             unimodal[seed] = binder.state_dict()
         return validate(binder, valid)["mean/mrr"]
 
-    first = next(entry for entry in demo.ENTRIES if entry.label == "unimodal")
-    for seed in range(options.seeds):
-        score(first, 0.1, 5e-3, seed)
-    for entry in demo.ENTRIES:
-        if entry is first:
-            continue  # without cross-modal training there is no cross-modal score to choose by
+    for seed in range(options.seeds):  # its settings stay: without binding there is no score to choose them by
+        score(demo.UNIMODAL, demo.UNIMODAL.objective["temperature"], demo.UNIMODAL.lr, seed)
+    for entry in [entry for entry in demo.ENTRIES if entry is not demo.UNIMODAL and options.only in entry.label]:
         rows = found.setdefault(entry.label, {})
         for temperature, lr in itertools.product(TEMPERATURES, RATES):
             key = f"temperature {temperature} lr {lr}"

@@ -92,6 +92,6 @@ def test_settings_are_the_ones_that_were_chosen_on_validation():
     path = __import__("pathlib").Path(__file__).parents[1] / "benchmarks" / "results" / "demo_settings.json"
     found = json.loads(path.read_text())
     for entry in demo.ENTRIES:
-        if entry.label != "unimodal":
+        if entry is not demo.UNIMODAL:
             best = max(found[entry.label], key=found[entry.label].get)
             assert best == f"temperature {entry.objective['temperature']} lr {entry.lr}", entry.label

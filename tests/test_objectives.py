@@ -8,7 +8,8 @@ import torch
 
 import centrobind as cb
 from centrobind.errors import ConfigError, DataError
-from centrobind.objectives import HIGHEST, LOWEST, OBJECTIVES, AnchorInfoNCE, intra_and_inter, leak
+from centrobind.losses import HIGHEST, LOWEST, AnchorInfoNCE, intra_and_inter, leak
+from centrobind.objectives import OBJECTIVES
 from centrobind.types import Embeddings
 from twins import loop_objective, some_present, symmetric, unit_vectors
 

@@ -147,7 +147,7 @@ def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
 
 
 def test_learned_numbers_are_bounded_after_every_step(mixed, monkeypatch):
-    from centrobind.objectives import AnchorInfoNCE
+    from centrobind.losses import AnchorInfoNCE
 
     calls = []
     plain = AnchorInfoNCE.bound

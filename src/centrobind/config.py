@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from centrobind.encoders import ENCODERS
 from centrobind.errors import ConfigError
-from centrobind.objectives import HIGHEST, LOWEST, OBJECTIVES, Objective
+from centrobind.losses import HIGHEST, LOWEST, Objective
+from centrobind.objectives import OBJECTIVES
 
 
 class Strict(BaseModel):

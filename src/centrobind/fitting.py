@@ -15,8 +15,8 @@ from centrobind.config import RunConfig, check_config, dump_config, make_objecti
 from centrobind.data import Samples, open_store, train_and_valid
 from centrobind.datasets import DATASETS
 from centrobind.errors import ConfigError
+from centrobind.losses import Objective
 from centrobind.model import Binder, build_binder
-from centrobind.objectives import Objective
 from centrobind.progress import Watch, progress, silent
 from centrobind.run import RunFolder
 from centrobind.train import train

@@ -1,173 +1,19 @@
-"""Objectives: (Embeddings, views) -> loss and its named parts. Plain nn.Modules, usable in anyone's training loop.
+"""The objectives by name: each a recipe of an anchor and a loss, and a row in the table. Plain nn.Modules.
 
-loss = CentroBind(temperature=0.2)
-out = loss({"image": z1, "audio": z2}, views={"image": v1, "audio": v2}, present={"audio": has_audio})
-out.total.backward()
-out.parts["leak"]
+    loss = CentroBind(temperature=0.2)
+    out = loss({"image": z1, "audio": z2}, views={"image": v1, "audio": v2}, present={"audio": has_audio})
+    out.total.backward()
+    out.parts["leak"]
+
+docs/objectives.md has their formulas, costs, known failures and sources.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
 
 from centrobind import anchors
-from centrobind.anchors import Anchor
-from centrobind.errors import ConfigError, DataError
-from centrobind.infonce import InfoNCE, infonce
-from centrobind.seeds import seeded
-from centrobind.types import Embeddings
-
-LOWEST, HIGHEST = 0.003, 10.0  # temperatures: exp(1/0.003) is the last that float32 sums of 100,000 terms can hold
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What an objective returns: `total` to differentiate, `parts` to look at."""
-
-    total: Tensor  # () in nats
-    measure: Callable[[], dict[str, float]] = field(repr=False)
-
-    @cached_property
-    def parts(self) -> dict[str, float]:
-        """Named parts, computed without gradients when first asked for, because some cost more than the loss.
-
-        `<modality>/to_anchor`, `<modality>/from_anchor`: InfoNCE each way. `intra`: InfoNCE of each modality with
-        its own view, `inter`: with the views of the others, means over modalities and pairs, in nats, at the
-        objective's temperature. `leak`: the share of the positive similarity that a modality contributes to its
-        own anchor, 0 = none, 1 = nothing else. `temperature`.
-        """
-        with torch.no_grad():
-            return self.measure()
-
-
-class Temperature(nn.Module):
-    """The number that similarities are divided by, fixed or learned on a log scale.
-
-    A learned one is bounded by `bound()`, which the training loop calls after each step. Clamping inside
-    forward, as CLIP code does, gives a zero gradient beyond the bound, from where it never comes back.
-    """
-
-    def __init__(self, value: float, learn: bool):
-        super().__init__()
-        if not LOWEST <= value <= HIGHEST:
-            raise ConfigError(f"temperature must lie between {LOWEST} and {HIGHEST} (it divides), got {value}")
-        # Shape [1], not []: FSDP2 shards no scalars.
-        self.log = nn.Parameter(torch.tensor([math.log(value)]), requires_grad=learn)
-
-    def forward(self) -> Tensor:
-        """(1,)"""
-        return self.log.exp()
-
-    @torch.no_grad()
-    def bound(self) -> None:
-        self.log.clamp_(math.log(LOWEST), math.log(HIGHEST))
-
-
-class Objective(nn.Module):
-    """What the training loop expects of an objective; nobody instantiates this one."""
-
-    frozen: tuple[str, ...] = ()  # modalities whose towers the loop leaves as they are
-    needs_views = False  # whether it cannot do without augmented views
-
-    def __init__(self, temperature: float, learn_temperature: bool):
-        super().__init__()
-        self.temperature = Temperature(temperature, learn_temperature)
-
-    def forward(
-        self,
-        z: Embeddings | Mapping[str, Tensor],
-        *,
-        views: Embeddings | Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-    ) -> Loss:
-        """`z`: a (batch, dim) tensor per modality; `views`: the same of augmented inputs (default: z itself);
-        `present`: an (N,) bool tensor for each modality that has gaps.
-
-        Raises DataError when shapes or names differ, or no sample has anything to be aligned with.
-        """
-        z = Embeddings.of(z, present)
-        views = None if views is None else Embeddings.of(views, present)
-        if len(z.modalities) < 2:
-            raise DataError(f"binding needs at least two modalities, got {list(z.modalities)}")
-        if views is None and self.needs_views:
-            raise DataError("this objective compares z with augmented views of it: pass views=")
-        if views is not None and (views.modalities != z.modalities or views.z.shape != z.z.shape):
-            raise DataError(
-                f"views must have the modalities and shape of z, {list(z.modalities)} {tuple(z.z.shape)}, "
-                f"got {list(views.modalities)} {tuple(views.z.shape)}"
-            )
-        return self.compare(z, views)
-
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
-        raise NotImplementedError
-
-    def bound(self) -> None:
-        """Keep learned numbers in their range; the training loop calls it after each step."""
-        self.temperature.bound()
-
-
-class AnchorInfoNCE(Objective):
-    """Align every modality with its anchor: mean over m of (InfoNCE(z_m -> a_m) + InfoNCE(a_m -> z_m)) / 2.
-
-    `anchor` maps the views to one anchor per modality; any function or module of that shape will do.
-    """
-
-    def __init__(self, anchor: Anchor, *, temperature: float = 0.1, learn_temperature: bool = False):
-        super().__init__(temperature, learn_temperature)
-        self.anchor = anchor
-        self.needs_views = anchor is anchors.own_view
-
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
-        views = z if views is None else views
-        anchor = self.anchor(views)
-        temperature = self.temperature()
-        terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature)
-
-        def measure() -> dict[str, float]:
-            return {
-                **_both_ways(z.modalities, terms),
-                **intra_and_inter(z, views, temperature),
-                "leak": leak(self.anchor, z, views),
-                "temperature": temperature.item(),
-            }
-
-        return Loss(_mean_of_terms(terms), measure)
-
-
-class AllPairs(Objective):
-    """Align every modality with every other: mean over pairs of symmetric InfoNCE (CMC, Tian et al. 2020; AudioCLIP).
-
-    With views, z_m meets the view of m' and z_m' the view of m: M(M-1) terms instead of M(M-1)/2.
-    """
-
-    def __init__(self, *, temperature: float = 0.07, learn_temperature: bool = False):
-        super().__init__(temperature, learn_temperature)
-
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
-        one, other = torch.triu_indices(len(z.modalities), len(z.modalities), 1, device=z.z.device)
-        if views is None:
-            views = z
-        else:
-            one, other = torch.cat([one, other]), torch.cat([other, one])
-        temperature = self.temperature()
-        terms = infonce(z.z[one], views.z[other], z.present[one], views.present[other], temperature)
-        pairs = tuple(f"{z.modalities[a]}_with_{z.modalities[b]}" for a, b in zip(one, other))
-
-        def measure() -> dict[str, float]:
-            return {
-                **_both_ways(pairs, terms),
-                **intra_and_inter(z, views, temperature),
-                "leak": 0.0,
-                "temperature": temperature.item(),
-            }
-
-        return Loss(_mean_of_terms(terms), measure)
+from centrobind.losses import AllPairs, AnchorInfoNCE, Objective
 
 
 def CentroBind(*, temperature: float = 0.2, learn_temperature: bool = False) -> Objective:
@@ -230,53 +76,3 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "all_pairs": AllPairs,
     "unimodal": Unimodal,
 }
-
-
-def leak(anchor: Anchor, z: Embeddings, views: Embeddings) -> float:
-    """The share of the positive similarities z_m . a_m that is gone when modality m's own view is silenced.
-
-    A share of similarity, not of the loss: 1/M for perfectly aligned modalities under a centroid, near 1 for
-    unrelated ones, 0 for any anchor that leaves its own modality out.
-    """
-    silenced = [views.with_z(views.z.index_fill(0, row, 0)) for row in torch.arange(len(z.modalities)).split(1)]
-    with seeded(0):
-        whole = anchor(views)
-    own = total = 0.0
-    for m, mute in enumerate(silenced):
-        with seeded(0):  # an anchor that draws must draw the same again
-            rest = anchor(mute)
-        both = z.present[m] & whole.present[m]
-        positive, without = ((z.z[m] * made.z[m]).sum(-1)[both].sum() for made in (whole, rest))
-        own, total = own + float(positive - without), total + float(positive)
-    return own / total if total != 0 else 0.0
-
-
-def intra_and_inter(z: Embeddings, views: Embeddings, temperature: Tensor) -> dict[str, float]:
-    """Mean symmetric InfoNCE, in nats, of each modality with its own view and with every other's."""
-    found: dict[str, list[float]] = {"intra": [], "inter": []}
-    for shift in range(len(z.modalities)):
-        key, there = views.z.roll(-shift, 0), views.present.roll(-shift, 0)
-        terms = infonce(z.z, key, z.present, there, temperature)
-        losses = ((terms.forward + terms.backward) / 2)[terms.count > 0]
-        found["inter" if shift else "intra"] += losses.tolist()
-    return {name: sum(losses) / len(losses) for name, losses in found.items() if losses}
-
-
-def _mean_of_terms(terms: InfoNCE) -> Tensor:
-    """The mean over the modalities (or pairs) that have a positive at all."""
-    learnable = terms.count > 0
-    if not learnable.any():
-        raise DataError(
-            "nothing to learn from in this batch: no sample has both a modality and an anchor for it; "
-            "expected some samples with two modalities present"
-        )
-    return torch.where(learnable, (terms.forward + terms.backward) / 2, 0).sum() / learnable.sum()
-
-
-def _both_ways(names: tuple[str, ...], terms: InfoNCE) -> dict[str, float]:
-    return {
-        f"{name}/{way}": float(values[m])
-        for way, values in (("to_anchor", terms.forward), ("from_anchor", terms.backward))
-        for m, name in enumerate(names)
-        if terms.count[m] > 0
-    }

@@ -18,9 +18,9 @@ from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
+from centrobind.losses import Loss, Objective
 from centrobind.metrics import retrieval
 from centrobind.model import Binder
-from centrobind.objectives import Loss, Objective
 from centrobind.progress import Watch, silent
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
