@@ -11,9 +11,13 @@ from centrobind.errors import ConfigError, DataError
 from centrobind.losses import HIGHEST, LOWEST, AnchorInfoNCE, intra_and_inter, leak
 from centrobind.objectives import OBJECTIVES
 from centrobind.types import Embeddings
-from twins import loop_objective, some_present, symmetric, unit_vectors
+from twins import loop_joint, loop_objective, loop_ova_ib, some_present, symmetric, unit_vectors
 
 COUNTS = (2, 3, 5)
+JOINT = ("symile", "gram", "triangle", "pmrl")  # learn from complete samples only
+CASES = [
+    (name, count) for name in OBJECTIVES for count in COUNTS if (name, count) not in (("triangle", 2), ("triangle", 5))
+]
 SAMPLES, DIM = 7, 4
 
 
@@ -48,13 +52,19 @@ def draw_of(count):
         return int(torch.randint(count, ()))
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("name", "count"), CASES)
 def test_equals_the_loop(name, count):
     z, views = data(count)
-    weights = {"weighted": (2.0, 1.0, 0.5, 1.0, 3.0)[:count], "learned": None}.get(name)
-    anchor = draw_of(count) if name == "random" else count // 2
-    expected = loop_objective(name, z.z, views.z, z.present, 0.3, anchor, weights)
+    if name in JOINT:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            expected = loop_joint(name, z.z, views.z, z.present, 0.3)
+    elif name == "ova_ib":
+        expected = loop_ova_ib(z.z, views.z, z.present, 0.3, beta=1.0)
+    else:
+        weights = {"weighted": (2.0, 1.0, 0.5, 1.0, 3.0)[:count]}.get(name)
+        anchor = draw_of(count) if name == "random" else count // 2
+        expected = loop_objective(name, z.z, views.z, z.present, 0.3, anchor, weights)
     assert value(make(name, count), z, views).item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -64,14 +74,15 @@ def test_without_views_the_embeddings_stand_in_for_them(name):
     torch.testing.assert_close(value(make(name), z, None), value(make(name), z, z))
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("name", "count"), CASES)
 def test_order_of_samples_and_of_modalities_does_not_matter(name, count):
     z, views = data(count)
     before = value(make(name, count), z, views)
     shuffle = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(value(make(name, count), z.take(shuffle), views.take(shuffle)), before)
-    if name != "random":  # which modality it draws is a number, not a name
+    if name != "symile":  # it shuffles by itself, and by place
+        torch.testing.assert_close(value(make(name, count), z.take(shuffle), views.take(shuffle)), before)
+    # What the first two draw is a number, not a name; and two opposed modalities give PMRL's direction no sign.
+    if name not in ("random", "symile") and (name, count) != ("pmrl", 2):
         turned = z.modalities[1:] + z.modalities[:1]
         torch.testing.assert_close(value(make(name, count), z.only(turned), views.only(turned)), before)
 
@@ -147,8 +158,9 @@ def test_parts_are_named_and_add_up(name):
     with torch.random.fork_rng():
         torch.manual_seed(5)
         out = objective(z, views=views)
-    ways = [part for key, part in out.parts.items() if key.endswith(("/to_anchor", "/from_anchor"))]
-    assert sum(ways) / len(ways) == pytest.approx(out.total.item())
+    ways = [part for key, part in out.parts.items() if "/" in key]
+    rest = out.parts.get("closeness", 0.0)
+    assert (2 if name == "pmrl" else 1) * sum(ways) / len(ways) + rest == pytest.approx(out.total.item())
     assert {"intra", "inter", "leak", "temperature"} <= out.parts.keys()
     assert out.parts["temperature"] == pytest.approx(0.3)
     assert all(math.isfinite(part) for part in out.parts.values())
@@ -156,6 +168,7 @@ def test_parts_are_named_and_add_up(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_nothing_to_learn_from_is_said(name):
+    """A sample with one modality is no positive for anything that crosses modalities."""
     alone = torch.eye(3, dtype=torch.bool) if name != "unimodal" else torch.zeros(3, 3, dtype=torch.bool)
     z = Embeddings(unit_vectors(3, 3, DIM), alone, tuple("abc"))
     with pytest.raises(DataError, match="nothing to learn from"):
@@ -312,3 +325,56 @@ def test_plain_dicts_of_plain_tensors_work():
     expected = cb.CentroBind(temperature=0.2)(Embeddings.of(z, {"audio": has_audio}))
     torch.testing.assert_close(out.total, expected.total)
     assert {"image/to_anchor", "audio/from_anchor"} <= out.parts.keys()
+
+
+# ---- the peers ------------------------------------------------------------------------------------------------
+
+
+def test_symile_equals_their_package():
+    theirs = pytest.importorskip("symile", reason="compared with the symile package where it is installed")
+    z = unit_vectors(3, 9, 16)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected = theirs.Symile()(list(z), logit_scale=16**0.5 / 0.3)
+        torch.manual_seed(3)
+        got = make("symile")(Embeddings(z, torch.ones(3, 9, dtype=torch.bool), tuple("abc"))).total
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_objectives_need_complete_samples_and_use_no_others(name):
+    z, views = data()
+    complete = z.present.all(0)
+    assert 2 <= complete.sum() < SAMPLES
+    torch.testing.assert_close(value(make(name), z, views), value(make(name), z.take(complete), views.take(complete)))
+
+
+def test_triangle_says_that_it_needs_three():
+    z, views = data(2)
+    with pytest.raises(DataError, match="exactly three modalities, got 2"):
+        make("triangle", 2)(z, views=views)
+
+
+@pytest.mark.parametrize(("name", "count"), [(n, c) for n, c in CASES if n in (*JOINT, "ova_ib", "all_pairs")])
+def test_the_native_score_ranks_the_true_tuple_first_when_all_agree(name, count):
+    same = unit_vectors(1, 6, 8)[0]
+    if name == "symile":
+        same = same.abs() / same.abs().norm(dim=1, keepdim=True)  # odd products of signs would cancel
+    others = same.expand(count - 1, 6, 8)
+    scores = make(name, count).similarity(same, others)
+    assert scores.shape == (6, 6)
+    if name in ("gram", "triangle"):  # degenerate: when the others coincide every volume is 0, as their docstrings say
+        assert (scores.max() - scores.min()) < 0.02 if count > 2 else scores.argmax(1).tolist() == list(range(6))
+    elif name != "symile":
+        assert scores.argmax(1).tolist() == list(range(6))
+
+
+def test_only_a_joint_score_solves_xor():
+    """Signs of three bits with c = a b: no pair agrees more than chance, the product always does."""
+    bits = torch.randint(0, 2, (2, 40, 16), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    a, b = bits / 4
+    c = 4 * a * b
+    native = make("symile").float().similarity(c, torch.stack([a, b]))
+    assert (native.argmax(0) == torch.arange(40)).all()
+    centroid = make("all_pairs").similarity(c, torch.stack([a, b]))
+    assert (centroid.argmax(0) == torch.arange(40)).float().mean() < 0.3

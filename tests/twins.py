@@ -1,5 +1,6 @@
 """Slow, literal twins: loops over floats, straight from the formulas. Nothing here is shared with the library."""
 
+import itertools
 import math
 
 import torch
@@ -64,6 +65,97 @@ def loop_objective(name, z, views, present, tau, anchor=None, weights=None):
         terms = [symmetric(z[m], made[m], present[m], has[m], tau) for m in range(count)]
     terms = [term for term in terms if term is not None]
     return sum(terms) / len(terms)
+
+
+def cross_entropy(logits, smoothing=0.0):
+    """Mean over rows, the target of row i is i."""
+    losses = []
+    for i, row in enumerate(logits):
+        logs = [v - math.log(sum(math.exp(w) for w in row)) for v in row]
+        losses.append(-(1 - smoothing) * logs[i] - smoothing * sum(logs) / len(logs))
+    return sum(losses) / len(losses)
+
+
+def transposed(logits):
+    return [list(row) for row in zip(*logits)]
+
+
+def volume(vectors, eps=1e-6):
+    """sqrt(det(Gram + eps I) + eps), the determinant by expansion over permutations."""
+    count = len(vectors)
+    gram = [[dot(u, v) + (eps if i == j else 0) for j, v in enumerate(vectors)] for i, u in enumerate(vectors)]
+    det = 0.0
+    for order in itertools.permutations(range(count)):
+        swaps = sum(order[i] > order[j] for i in range(count) for j in range(i + 1, count))
+        det += (-1) ** swaps * math.prod(gram[i][order[i]] for i in range(count))
+    return math.sqrt(det + eps)
+
+
+def area(x, y, w, eps=1e-6):
+    """Heron's formula from the sides, smoothed as the library says."""
+    a, b, c = (math.dist(p.tolist(), q.tolist()) for p, q in ((x, y), (x, w), (y, w)))
+    half = (a + b + c) / 2
+    square = max(half * (half - a) * (half - b) * (half - c), 0)
+    return math.sqrt(4 * square + eps) / 2
+
+
+def loop_joint(name, z, views, present, tau):
+    """The peers, from the formulas in their papers, over the samples that have everything."""
+    complete = present.all(0)
+    z, views = z[:, complete], views[:, complete]
+    count, samples, dim = z.shape
+    terms = []
+    if name == "pmrl":
+        for part in (z, views):
+            singular, leading = [], []
+            for i in range(samples):
+                u, s, _ = torch.linalg.svd(part[:, i].T)
+                towards = u[:, 0] @ part[:, i].mean(0)
+                towards = towards if abs(towards) > 1e-6 else u[:, 0] @ part[0, i]
+                leading.append(u[:, 0] if towards > 0 else -u[:, 0])
+                singular.append([math.sqrt(float(v) ** 2 + 1e-6) for v in s] + [1e-3] * (count - len(s)))
+            first = [[v / tau for v in row] for row in singular]
+            spectrum = sum(math.log(sum(math.exp(v) for v in row)) - row[0] for row in first) / samples
+            terms += [spectrum, cross_entropy([[dot(u, v) / tau for v in leading] for u in leading])]
+        return sum(terms) / 2
+    for m in range(count):
+        others = [k for k in range(count) if k != m]
+        if name == "symile":
+            shuffles = [torch.randperm(samples) for _ in others]
+            logits = [[0.0] * samples for _ in range(samples)]
+            for i in range(samples):
+                for j in range(samples):
+                    rows = [i if i == j else int(shuffle[j]) for shuffle in shuffles]
+                    product = [math.prod(float(views[k, r, d]) for k, r in zip(others, rows)) for d in range(dim)]
+                    logits[i][j] = dim ** ((count - 2) / 2) * dot(z[m, i], product) / tau
+            terms.append(cross_entropy(logits))
+            continue
+        score = {
+            "gram": lambda i, j: -volume([z[m, i], *(views[k, j] for k in others)]),
+            "triangle": lambda i, j: -area(z[m, i], views[others[0], j], views[others[1], j]),
+        }[name]
+        logits = [[score(i, j) / tau for j in range(samples)] for i in range(samples)]
+        terms += [cross_entropy(logits, 0.1), cross_entropy(transposed(logits), 0.1)]
+    return sum(terms) / len(terms)
+
+
+def loop_ova_ib(z, views, present, tau, beta, ridge=1e-6):
+    count, samples, dim = z.shape
+    made = [[[0.0] * dim for _ in range(samples)] for _ in range(count)]
+    has = [[False] * samples for _ in range(count)]
+    distances = []
+    for m in range(count):
+        for i in range(samples):
+            others = [k for k in range(count) if k != m and present[k, i]]
+            if present[m, i] and others:
+                a = views[others, i].T
+                inverse = torch.linalg.inv(a.T @ a + ridge * torch.eye(len(others), dtype=a.dtype))
+                made[m][i], has[m][i] = (a @ inverse @ a.T @ views[m, i]).tolist(), True
+                mean = mean_of([views[k, i] for k in others])
+                distances.append(sum((float(x) - y) ** 2 for x, y in zip(z[m, i], mean)))
+    terms = [symmetric(z[m], made[m], present[m], has[m], tau) for m in range(count)]
+    terms = [term for term in terms if term is not None]
+    return sum(terms) / len(terms) + beta * sum(distances) / len(distances)
 
 
 def unit_vectors(count, samples, dim, *, seed=0, dtype=torch.float64):

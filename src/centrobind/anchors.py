@@ -19,6 +19,10 @@ from centrobind.types import Embeddings
 
 Anchor = Callable[[Embeddings], Embeddings]
 
+# On the diagonal of the Gram matrix of a projection. Where the others coincide the projection has a kink; the paper's
+# 1e-8 lets the gradient there reach 1e4, 1e-6 keeps it below 1e3 and changes a projection by less than 1e-6.
+RIDGE = 1e-6
+
 
 def centroid(views: Embeddings) -> Embeddings:
     """The mean of the modalities that are present: CentroBind's dynamic anchor, the same for all of them.
@@ -42,6 +46,25 @@ def leave_one_out(views: Embeddings) -> Embeddings:
 def own_view(views: Embeddings) -> Embeddings:
     """Each modality's own augmented view: no other modality is heard (SimCLR, Chen et al. 2020)."""
     return views
+
+
+def projection_on_others(views: Embeddings) -> Embeddings:
+    """Each modality's own view, projected on the span of the others that are present (OVA-IB, arXiv 2605.29900).
+
+    A (A'A + RIDGE)^-1 A' z_m with the others as the columns of A, through the small Gram matrix, in float64. Unlike
+    leave_one_out it needs z_m itself, so it leaks: its positive similarity is how much of z_m the others can rebuild.
+    """
+    z = views.z.double()
+    gram = torch.einsum("mnd,knd->nmk", z, z)
+    eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
+    rows = []
+    for m in range(len(z)):
+        others = [k for k in range(len(z)) if k != m]
+        inside = gram[:, others][:, :, others] + RIDGE * eye[: len(others), : len(others)]
+        weights = torch.linalg.solve(inside, gram[:, others, m, None])  # an absent one is a zero row and gets 0
+        rows.append(torch.einsum("nk,knd->nd", weights[..., 0], z[others]))
+    present = views.present & (views.present.sum(0) >= 2)
+    return views.with_z(torch.stack(rows).to(views.z.dtype), present)
 
 
 def fixed(modality: str, *, frozen: bool = False) -> Anchor:

@@ -107,6 +107,11 @@ class Objective(nn.Module):
     def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
         raise NotImplementedError
 
+    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
+        """(N, K): how the objective itself scores N candidates (N, D) of one modality against K tuples (M - 1, K, D) of
+        the others. By default, the similarity with the tuple's centroid."""
+        return one @ others.mean(0).T
+
     def bound(self) -> None:
         """Keep learned numbers in their range; the training loop calls it after each step."""
         self.temperature.bound()

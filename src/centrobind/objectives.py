@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from centrobind import anchors
+from centrobind.joint import GRAM, OVAIB, PMRL, TRIANGLE, Symile
 from centrobind.losses import AllPairs, AnchorInfoNCE, Objective
 
 
@@ -75,4 +76,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "fabind": FABind,
     "all_pairs": AllPairs,
     "unimodal": Unimodal,
+    "symile": Symile,
+    "gram": GRAM,
+    "triangle": TRIANGLE,
+    "pmrl": PMRL,
+    "ova_ib": OVAIB,
 }
