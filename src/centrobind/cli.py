@@ -164,6 +164,59 @@ def embed(
     typer.echo(f"{len(samples)} samples, {binder.dim} dimensions: {out}")
 
 
+@app.command()
+def compare(
+    data: Annotated[list[str], typer.Argument(help="stores, files, built-in sets; or one arena.yaml with everything")],
+    objectives: Annotated[
+        str, typer.Option(help="all, or names: centrobind,all_pairs,fabind; file.py:function is one of your own")
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="final runs of each")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="optimizer steps of every run")] = 300,
+    out: Annotated[
+        Path, typer.Option(help="rows, results.json, tables and report go here; also where to go on")
+    ] = Path("runs/arena"),
+    budget: Annotated[Optional[str], typer.Option(help="a time to fit into: 30m, 2h")] = None,  # noqa: UP045
+    jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0 = one per core")] = 0,
+    ours: Annotated[Optional[str], typer.Option(help="whose duels to show; default: the best dynamic anchor")] = None,  # noqa: UP045
+    tables: Annotated[
+        bool, typer.Option("--tables", help="train nothing, make tables from the rows there are")
+    ] = False,
+) -> None:
+    """Compare objectives on data sets: tuned alike on validation, then tested over seeds, with intervals.
+
+    Stop it whenever you like: the same command goes on where it was.
+    """
+    from centrobind.arena.pages import markdown, write_results
+    from centrobind.arena.plan import ArenaConfig
+    from centrobind.arena.schedule import Arena, fit_to_budget
+    from centrobind.config import load_checked
+    from centrobind.progress import progress
+
+    if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
+        config = load_checked(ArenaConfig, Path(data[0]))
+    else:
+        named: Any = "all" if objectives == "all" else objectives.split(",")
+        config = ArenaConfig(data=data, out=str(out), objectives=named, seeds=seeds, steps=steps)
+    if budget is not None:
+        config, cuts = fit_to_budget(config, _seconds(budget), jobs=jobs)
+        typer.echo(f"to fit {budget}: " + (", ".join(cuts) or "nothing had to be cut"))
+    arena = Arena(config)
+    if not tables:
+        with progress("arena", sum(arena.count())) as watch:
+            arena.run(jobs=jobs, watch=watch)
+    typer.echo(markdown(write_results(arena, ours=ours)))
+    typer.echo(f"Look at {arena.out / 'report.html'}")
+
+
+def _seconds(text: str) -> float:
+    """ "30m", "2h", "90s" or plain seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        raise CentrobindError(f"--budget {text}: expected a time such as 90s, 30m or 2h") from None
+
+
 def _parts(samples: Any, split: str | None) -> tuple[Any, Any]:
     """What to test on, and what probes may learn from (None if that would be the same)."""
     names = () if samples.split is None else samples.split.names

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -15,6 +15,8 @@ from centrobind.encoders import ENCODERS
 from centrobind.errors import ConfigError
 from centrobind.losses import HIGHEST, LOWEST, Objective
 from centrobind.objectives import OBJECTIVES
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -120,7 +122,11 @@ def make_objective(config: BaseModel, modalities: Sequence[str]) -> Objective:
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a run's YAML; `overrides` are "train.lr=1e-4". ConfigError lists every mistake at once."""
-    path = Path(path)
+    return load_checked(RunConfig, Path(path), overrides)
+
+
+def load_checked(model: type[Checked], path: Path, overrides: Sequence[str] = ()) -> Checked:
+    """The same for any model of ours."""
     try:
         text = path.read_text(encoding="utf-8")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -132,31 +138,35 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         line = f":{where.line + 1}" if where else ""
         raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys such as data, out and objective, got {type(values).__name__}")
+        wanted = ", ".join(name for name, field in model.model_fields.items() if field.is_required())
+        raise ConfigError(f"{path}: expected keys such as {wanted}, got {type(values).__name__}")
     lines: dict[tuple, str] = {}
     problems = list(_walk(tree, (), str(path), lines))
     for override in overrides:
         problems += _override(values, override, lines)
-    return _checked(values, str(path), lines, problems)
+    return _checked(model, values, str(path), lines, problems)
 
 
 def check_config(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """The same checks for a dict."""
-    return _checked(dict(values), where, {}, [])
+    return _checked(RunConfig, dict(values), where, {}, [])
 
 
 def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _checked(values: dict, where: str, lines: Mapping[tuple, str], problems: list[str]) -> RunConfig:
+def _checked(
+    model: type[Checked], values: dict, where: str, lines: Mapping[tuple, str], problems: list[str]
+) -> Checked:
+    config = None
     try:
-        config = RunConfig.model_validate(values)
+        config = model.model_validate(values)
     except ValidationError as error:
-        problems += [_describe(one, where, lines) for one in error.errors()]
+        problems += [_describe(model, one, where, lines) for one in error.errors()]
     except RecursionError:
         problems.append(f"{where}: nested without end")
-    if problems:
+    if problems or config is None:
         raise ConfigError("\n".join(problems))
     return config
 
@@ -197,7 +207,7 @@ def _override(values: dict, override: str, lines: dict[tuple, str]) -> list[str]
     return []
 
 
-def _describe(error: Mapping[str, Any], where: str, lines: Mapping[tuple, str]) -> str:
+def _describe(model: type[BaseModel], error: Mapping[str, Any], where: str, lines: Mapping[tuple, str]) -> str:
     """One pydantic error as: place: key: what was expected, and what was got."""
     at = tuple(part for part in error["loc"])
     # The tag of the objective union stands in pydantic's path but not in the file.
@@ -207,7 +217,7 @@ def _describe(error: Mapping[str, Any], where: str, lines: Mapping[tuple, str]) 
     place = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), where)
     key = ".".join(at)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"])
+        known = _known_keys(model, error["loc"])
         return f"{place}: {key}: unknown key{did_you_mean(at[-1], known)}, got {error['input']!r}"
     if error["type"] == "missing":
         return f"{place}: {key}: missing, and it has no default"
@@ -220,11 +230,15 @@ def _describe(error: Mapping[str, Any], where: str, lines: Mapping[tuple, str]) 
     return f"{place}: {key}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
 
 
-def _known_keys(at: tuple) -> list[str]:
+def _known_keys(model: type[BaseModel], at: tuple) -> list[str]:
     """The keys allowed beside the one that pydantic refused."""
     if at[0] == "objective" and len(at) > 2:
         return [key for key in inspect.signature(OBJECTIVES[at[1]]).parameters if key != "modalities"]
-    return list({"train": TrainConfig}.get(at[0] if len(at) > 1 else "", RunConfig).model_fields)
+    for part in at[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field is not None else None
+        model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
+    return list(model.model_fields)
 
 
 def did_you_mean(key: Any, known: Iterable[str]) -> str:

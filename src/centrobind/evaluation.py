@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,20 +63,18 @@ def probes(
         raise DataError("train= and train_labels= go together: give both or neither")
     y = label_codes(labels, len(embeddings), "labels")
     if train is not None:
-        if train.modalities != embeddings.modalities:
-            raise DataError(f"train embeddings have modalities {train.modalities}, expected {embeddings.modalities}")
-        both = label_codes([*y, *label_codes(train_labels, len(train), "train_labels")], None, "labels")
-        y, y_train = both[: len(y)], both[len(y) :]
-        rounds = [(train, y_train, embeddings, y)]
-    else:
-        known = np.flatnonzero([value != "" for value in y])
-        folds = KFold(min(FOLDS, len(known)), shuffle=True, random_state=seed).split(known)
-        rounds = [(embeddings.take(known[a]), y[known[a]], embeddings.take(known[b]), y[known[b]]) for a, b in folds]
-    right: dict[str, list[np.ndarray]] = {}
-    for part in rounds:
-        for name, hits in _one_round(*part).items():
-            right.setdefault(name, []).append(hits)
-    return {name: float(np.concatenate(hits).mean()) for name, hits in right.items() if sum(map(len, hits))}
+        return _means(probe_outcomes(embeddings, y, train, label_codes(train_labels, len(train), "train_labels")))
+    known = np.flatnonzero(y != "")
+    rounds = []
+    for a, b in KFold(min(FOLDS, len(known)), shuffle=True, random_state=seed).split(known):
+        learn, ask = known[a], known[b]
+        rounds.append(probe_outcomes(embeddings.take(ask), y[ask], embeddings.take(learn), y[learn]))
+    names = {name for found in rounds for name in found}
+    return _means({name: np.concatenate([found[name] for found in rounds if name in found]) for name in sorted(names)})
+
+
+def _means(outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(right)) for name, right in outcomes.items() if np.isfinite(right).any()}
 
 
 def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarray:
@@ -91,30 +89,37 @@ def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarr
     return values
 
 
-def _one_round(train: Embeddings, y_train: np.ndarray, test: Embeddings, y_test: np.ndarray) -> dict[str, np.ndarray]:
-    """Whether each test sample was classified right, by probe."""
-    right: dict[str, np.ndarray] = {}
+def probe_outcomes(
+    test: Embeddings, y_test: np.ndarray, train: Embeddings, y_train: np.ndarray
+) -> dict[str, np.ndarray]:
+    """By probe, (N,) for the test samples: 1 where it was right, 0 where wrong, NaN where there was nothing to ask."""
+    if train.modalities != test.modalities:
+        raise DataError(f"train embeddings have modalities {train.modalities}, expected {test.modalities}")
+    found: dict[str, np.ndarray] = {}
     labelled, asked = y_train != "", y_test != ""
     sources = {name: (train[name].numpy(), train.present[m].numpy()) for m, name in enumerate(train.modalities)}
     targets = {name: (test[name].numpy(), test.present[m].numpy()) for m, name in enumerate(test.modalities)}
     sources["all"], targets["all"] = _side_by_side(train), _side_by_side(test)
+
+    def right(classifier: Any, target: str) -> np.ndarray:
+        x, there = targets[target]
+        hits = np.full(len(x), np.nan)
+        if (ask := there & asked).any():
+            hits[ask] = classifier.predict(x[ask]) == y_test[ask]
+        return hits
+
     for name, (x, present) in sources.items():
         use = present & labelled
         if len(set(y_train[use])) < 2:
             continue
         linear = fit_linear_probe(x[use], y_train[use])
         nearest = KNeighborsClassifier(min(NEIGHBOURS, int(use.sum())), weights="distance").fit(x[use], y_train[use])
-        for other, (x_test, there) in targets.items():
-            ask = there & asked
-            if (other == "all") != (name == "all") or not ask.any():
-                continue
-            hits = linear.predict(x_test[ask]) == y_test[ask]
-            right[f"probe/{name}" if other == name else f"transfer/{name}_to_{other}"] = hits
-            if other == name:
-                right[f"knn/{name}"] = nearest.predict(x_test[ask]) == y_test[ask]
+        found[f"probe/{name}"], found[f"knn/{name}"] = right(linear, name), right(nearest, name)
+        others = [] if name == "all" else [other for other in train.modalities if other != name]
+        found |= {f"transfer/{name}_to_{other}": right(linear, other) for other in others}
     values, counts = np.unique(y_train[labelled], return_counts=True)
-    right["probe/majority"] = y_test[asked] == values[counts.argmax()]
-    return right
+    found["probe/majority"] = np.where(asked, y_test == values[counts.argmax()], np.nan)
+    return found
 
 
 def fit_linear_probe(x: np.ndarray, y: np.ndarray) -> Pipeline:
@@ -174,7 +179,7 @@ def _weighted_recall(embeddings: Embeddings, k: int, weights: np.ndarray) -> dic
     """(resamples,) recall@k of each pair, their mean and the worst."""
     found = {}
     for query, target in embeddings.pairs:
-        ranks = _ranks_by_sample(embeddings, query, target)
+        ranks = ranks_by_sample(embeddings, query, target)
         asked = np.isfinite(ranks)
         if asked.any():
             share = weights[:, asked].sum(1)
@@ -184,7 +189,7 @@ def _weighted_recall(embeddings: Embeddings, k: int, weights: np.ndarray) -> dic
     return found | {"mean": table.mean(0), "worst": table.min(0)}
 
 
-def _ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:
+def ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:
     """(N,) rank of each sample's own match, inf where a sample lacks one of the two."""
     both = embeddings.present[embeddings.index(query)] & embeddings.present[embeddings.index(target)]
     ranks = torch.full((len(embeddings),), torch.inf, dtype=torch.float64)

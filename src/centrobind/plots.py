@@ -84,6 +84,47 @@ def score_dots(rows: Sequence[tuple[str, str, Mapping[str, tuple[float, float, f
         return as_svg(figure, "recall at 1 of every objective, mean over pairs and worst pair")
 
 
+def rank_line(average: Mapping[str, float], apart: float | None, highlight: str | None = None) -> str:
+    """A critical-difference diagram (Demsar 2006): average ranks on a line, bars over those that are not told apart."""
+    order = sorted(average, key=average.get)
+    values = [average[label] for label in order]
+    groups = _joined(values, apart) if apart is not None else []
+    half = -(-len(order) // 2)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 0.9 + 0.24 * half + 0.1 * len(groups)))
+        axes = figure.subplots()
+        lowest, highest = 1, max(2, len(order))
+        top = 0.2 * len(groups) + 0.4
+        axes.plot([lowest, highest], [top, top], color=FAINT, lw=1)
+        for tick in range(lowest, highest + 1):
+            axes.plot([tick, tick], [top, top + 0.12], color=FAINT, lw=1)
+            axes.text(tick, top + 0.2, str(tick), ha="center", va="bottom", fontsize=8)
+        for place, (label, value) in enumerate(zip(order, values)):
+            left = place < half
+            depth = -0.45 * (place if left else len(order) - 1 - place) - 0.3
+            edge = lowest - 0.4 if left else highest + 0.4
+            colour = COLOURS[0] if label == highlight else FAINT
+            axes.plot([value, value, edge], [top, depth, depth], color=colour, lw=1.1)
+            weight = "bold" if label == highlight else "normal"
+            side = "right" if left else "left"
+            axes.text(edge, depth, f" {label}  {value:.1f} ", ha=side, va="center", fontsize=9, fontweight=weight)
+        for level, (first, last) in enumerate(groups):
+            height = top - 0.2 * (level + 1)
+            axes.plot([values[first] - 0.05, values[last] + 0.05], [height, height], color=COLOURS[1], lw=3.5)
+        axes.set_axis_off()
+        return as_svg(figure, "average ranks: " + ", ".join(f"{label} {average[label]:.1f}" for label in order))
+
+
+def _joined(values: Sequence[float], apart: float) -> list[tuple[int, int]]:
+    """Longest runs of sorted values whose ends are less than `apart` from each other."""
+    runs: list[tuple[int, int]] = []
+    for first in range(len(values)):
+        last = max(place for place in range(first, len(values)) if values[place] - values[first] < apart)
+        if last > first and not any(a <= first and last <= b for a, b in runs):
+            runs.append((first, last))
+    return runs
+
+
 def retrieval_matrices(modalities: Sequence[str], tables: Mapping[str, np.ndarray]) -> str:
     """Heat maps, one per objective: rows ask, columns answer, recall@1 in percent, nothing on the diagonal."""
     with rc_context(STYLE):

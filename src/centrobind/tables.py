@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 # A row of results: {"label": "all pairs", "metrics": {"mean/recall@1": 0.4, ...}, ...}
 Row = Mapping[str, Any]
+# A column: its heading, and the metrics it shows, or a function that makes its text from a row.
+Column = tuple[str, Sequence[str] | Callable[[Row], str]]
 
 
-def columns_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """(heading, metric names) of every column: mean, worst pair, each direction as recall@1 and @10; then probes."""
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """Every column: mean, worst pair, each direction as recall@1 and @10; then probes."""
     metrics = rows[0]["metrics"]
     pairs = [key.removesuffix("/recall@1") for key in metrics if key.endswith("/recall@1")]
     pairs = ["mean", "worst", *(pair for pair in pairs if pair not in ("mean", "worst"))]
@@ -23,14 +25,19 @@ def columns_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     return recall + [(f"probe {key.removeprefix('probe/')}", [key]) for key in probe]
 
 
-def cell(row: Row, names: Sequence[str]) -> str:
+def cell(row: Row, names: Sequence[str] | Callable[[Row], str]) -> str:
     """Percents with one decimal, "36.1 / 74.0" for two of them; a dash where a number is missing."""
+    if callable(names):
+        return names(row)
     values = [row["metrics"].get(name) for name in names]
     return " / ".join("-" if value is None else f"{100 * value:.1f}" for value in values)
 
 
-def best_in(rows: Sequence[Row], name: str) -> float:
-    return max(row["metrics"].get(name, float("-inf")) for row in rows)
+def is_best(row: Row, rows: Sequence[Row], names: Sequence[str] | Callable[[Row], str]) -> bool:
+    """Whether no row has a higher first number in this column; ties are all best."""
+    if callable(names) or names[0] not in row["metrics"]:
+        return False
+    return row["metrics"][names[0]] == max(other["metrics"].get(names[0], float("-inf")) for other in rows)
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
@@ -49,7 +56,7 @@ def terminal_table(rows: Sequence[Row]) -> str:
     return "\n".join([*aligned[:2], "-" * len(aligned[0]), *aligned[2:]])
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[tuple[str, Sequence[str]]] | None = None) -> str:
+def markdown_table(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> str:
     """The same in Markdown; the highest first number of each column is bold."""
     columns = columns_of(rows) if columns is None else columns
     lines = ["| | " + " | ".join(head for head, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
@@ -57,22 +64,20 @@ def markdown_table(rows: Sequence[Row], columns: Sequence[tuple[str, Sequence[st
         cells = []
         for _, names in columns:
             text = cell(row, names)
-            top = row["metrics"].get(names[0]) == best_in(rows, names[0])
-            cells.append(f"**{text}**" if top else text)
+            cells.append(f"**{text}**" if is_best(row, rows, names) else text)
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def html_table(rows: Sequence[Row], caption: str) -> str:
-    """The same for a page, sorted by no one: rows stay as they are, the highest of each column is bold."""
-    columns = columns_of(rows)
+def html_table(rows: Sequence[Row], caption: str, columns: Sequence[Column] | None = None) -> str:
+    """The same for a page; the highest of each column is bold."""
+    columns = columns_of(rows) if columns is None else columns
     head = "".join(f"<th scope='col'>{escape(text)}</th>" for text, _ in columns)
     body = []
     for row in rows:
         cells = []
         for _, names in columns:
-            top = row["metrics"].get(names[0]) == best_in(rows, names[0])
-            mark = " class='best'" if top else ""
+            mark = " class='best'" if is_best(row, rows, names) else ""
             cells.append(f"<td{mark}>{escape(cell(row, names))}</td>")
         body.append(f"<tr><th scope='row'>{escape(row['label'])}</th>{''.join(cells)}</tr>")
     return (

@@ -1,0 +1,206 @@
+"""The comparison as people read it: results.json, a page with pictures, Markdown tables. Made from rows alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from centrobind import plots, report
+from centrobind.arena import standings
+from centrobind.arena.plan import Contender, describe
+from centrobind.arena.schedule import Arena, Row
+from centrobind.checkpoint import write_atomically
+from centrobind.tables import Column, html_table, markdown_table
+
+COLUMNS: list[Column] = [
+    ("mean R@1", ["mean/recall@1"]),
+    ("worst pair R@1", ["worst/recall@1"]),
+    ("mean R@10", ["mean/recall@10"]),
+    ("probe all", ["probe/all"]),
+    ("transfer", ["transfer/mean"]),
+    ("native R@1", ["native/recall@1"]),
+    ("temperature", lambda row: str(row.get("temperature", ""))),
+    ("lr", lambda row: f"{row['lr']:g}" if "lr" in row else ""),
+]
+DYNAMIC = ("CentroBind", "leave-one-out", "learned centroid", "random anchor")
+
+
+def write_results(arena: Arena, *, ours: str | None = None) -> dict[str, Any]:
+    """results.json, tables.md and report.html of everything in the ledger so far; returns the results."""
+    rows = list(arena.ledger.rows.values())
+    names = [dataset.label for dataset in arena.datasets]
+    draws = {name: standings.measure_all(rows, arena.out, name) for name in names}
+    draws = {name: table for name, table in draws.items() if table.get("mean/recall@1")}
+    ours = ours or best_dynamic(draws)
+    results = {
+        "config": describe(arena.config),
+        "trials": {"done": len(rows), "failed": sum("error" in row for row in rows)},
+        "data": {name: dataset_results(arena, rows, name, draws[name]) for name in draws},
+        "ours": ours,
+        "duels": standings.duels(draws, ours) if ours else [],
+        "ranks": {measure: ranks(draws, measure) for measure in standings.MEASURES},
+        "failures": [{**row["trial"], "error": row["error"]} for row in rows if "error" in row],
+    }
+    write_atomically(arena.out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(arena.out / "tables.md", markdown(results).encode())
+    report.write_page(arena.out / "report.html", "The arena", lead(results), sections(results))
+    return results
+
+
+def best_dynamic(draws: Mapping[str, Any]) -> str | None:
+    """The dynamic anchor with the best average rank on the worst pair, for want of a better name from the caller."""
+    there = [label for label in DYNAMIC if any(label in table["worst/recall@1"] for table in draws.values())]
+    found = standings.average_ranks(draws, "worst/recall@1", there) if there else {}
+    return min(found, key=found.get) if found else None
+
+
+def dataset_results(arena: Arena, rows: Sequence[Row], name: str, draws: Mapping[str, Any]) -> dict[str, Any]:
+    """One data set: per contender its chosen setting, every measure with its interval over seeds, cost."""
+    finals = standings.final_rows(rows, name)
+    table = []
+    for contender in arena.rows_of[name]:
+        some = finals.get(contender.label)
+        if some:
+            table.append(contender_row(contender, some))
+        else:
+            table.append({"label": contender.label, "metrics": {}, "why": why_not(contender, rows, name)})
+    for how in ("trained", "frozen"):
+        label = standings.HINDSIGHT.format(how=how)
+        metrics = {measure: float(draws[measure][label][0]) for measure in draws if label in draws[measure]}
+        if metrics:
+            table.append({"label": label, "metrics": metrics, "hindsight": True})
+    intervals = {
+        measure: {label: _ends(values) for label, values in by_label.items()} for measure, by_label in draws.items()
+    }
+    return {"rows": table, "intervals": intervals}
+
+
+def contender_row(contender: Contender, some: Sequence[Row]) -> dict[str, Any]:
+    over_seeds = {
+        measure: standings.interval_over_seeds([row["test"][measure] for row in some])
+        for measure in some[0]["test"]
+        if all(np.isfinite(row["test"].get(measure, np.nan)) for row in some)
+    }
+    trial = some[0]["trial"]
+    return {
+        "label": contender.label,
+        "temperature": trial["temperature"],
+        "temperature_after": float(np.mean([row["temperature"] for row in some])),
+        "lr": trial["lr"],
+        "seeds": len(some),
+        "seconds": float(np.median([row["seconds"] for row in some])),
+        "metrics": {measure: mean for measure, (mean, _, _) in over_seeds.items()},
+        "over_seeds": {measure: [low, high] for measure, (_, low, high) in over_seeds.items()},
+    }
+
+
+def why_not(contender: Contender, rows: Sequence[Row], name: str) -> str:
+    """Why a contender has no numbers."""
+    errors = [
+        row["error"]
+        for row in rows
+        if "error" in row and row["trial"]["dataset"] == name and row["trial"]["label"] == contender.label
+    ]
+    return contender.skipped or (errors[0] if errors else "not run yet")
+
+
+def ranks(draws: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    """Average ranks of everyone who took part on every data set, and how far apart is apart."""
+    tables = [table[measure] for table in draws.values() if measure in table]
+    everywhere = set.intersection(*(set(table) for table in tables)) if tables else set()
+    labels = [label for label in (tables[0] if tables else []) if label in everywhere]
+    labels = [label for label in labels if not label.startswith("FABind ")]
+    found = standings.average_ranks(draws, measure, labels)
+    apart = standings.critical_difference(len(found), len(tables)) if len(found) > 1 else None
+    return {"average": found, "critical_difference": apart, "data_sets": len(tables)}
+
+
+def lead(results: Mapping[str, Any]) -> str:
+    """One sentence that follows from the numbers."""
+    ours, average = results["ours"], results["ranks"]["worst/recall@1"]["average"]
+    if not ours or not average:
+        return f"{results['trials']['done']} trials done so far."
+    order = sorted(average, key=average.get)
+    place = order.index(ours) + 1 if ours in order else None
+    said = (
+        f"{len(results['data'])} data sets, {results['trials']['done']} trials. On the worst pair, {order[0]} has the "
+    )
+    said += f"best average rank ({average[order[0]]:.1f} of {len(order)})"
+    return said + (f"; {ours} is number {place} ({average[ours]:.1f})." if place and order[0] != ours else ".")
+
+
+def duel_lines(results: Mapping[str, Any], measure: str) -> list[str]:
+    """Wins, ties and losses of ours against each rival on one measure."""
+    return [
+        f"against {duel['rival']}: {duel['wins']} won, {duel['ties']} level, {duel['losses']} lost "
+        f"(mean difference {100 * np.mean([one['difference'] for one in duel['by_data'].values()]):+.1f} points)"
+        for duel in results["duels"]
+        if duel["measure"] == measure
+    ]
+
+
+def sections(results: Mapping[str, Any]) -> list[str]:
+    made = []
+    for measure in ("worst/recall@1", "mean/recall@1", "probe/all"):
+        found = results["ranks"][measure]
+        if found["average"]:
+            picture = plots.rank_line(found["average"], found["critical_difference"], highlight=results["ours"])
+            note = (
+                f"Average rank over {found['data_sets']} data sets, 1 = best. Contenders joined by a bar are closer "
+                "together than chance allows to tell (Nemenyi, 5 %)."
+            )
+            made.append(report.section(f"Ranks: {measure}", report.figure(picture, note)))
+    if results["ours"]:
+        for measure in ("worst/recall@1", "mean/recall@1"):
+            heading = f"{results['ours']} on {measure}, data sets won and lost (paired bootstrap, Holm, 5 %)"
+            made.append(report.section(heading, report.points(duel_lines(results, measure))))
+    for name, found in results["data"].items():
+        made.append(dataset_section(name, found))
+    return made
+
+
+def dataset_section(name: str, found: Mapping[str, Any]) -> str:
+    intervals = found["intervals"]
+    dots = [
+        (
+            row["label"],
+            colour_of(row["label"]),
+            {
+                title: tuple(100 * x for x in intervals[measure][row["label"]])
+                for title, measure in (("mean of all pairs", "mean/recall@1"), ("worst pair", "worst/recall@1"))
+            },
+        )
+        for row in found["rows"]
+        if row["label"] in intervals["mean/recall@1"]
+    ]
+    rows = [row for row in found["rows"] if row["metrics"]]
+    silent = [f"{row['label']}: {row['why']}" for row in found["rows"] if not row["metrics"]]
+    return report.section(
+        name,
+        report.figure(plots.score_dots(dots)),
+        html_table(rows, "Test split, in %, mean over seeds; temperature and lr as chosen on validation", COLUMNS),
+        report.points(silent) if silent else "",
+    )
+
+
+def colour_of(label: str) -> str:
+    if label.startswith("FABind"):
+        return "#5b8bb5" if "frozen" in label else "#00798c"
+    return {"CentroBind": "#d1495b", "leave-one-out": "#8d6cab", "all pairs": "#edae49"}.get(label, "#7f8c8d")
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Every table, for pasting."""
+    parts = [f"{lead(results)}\n"]
+    for name, found in results["data"].items():
+        rows = [row for row in found["rows"] if row["metrics"]]
+        parts.append(f"## {name}\n\n{markdown_table(rows, COLUMNS)}\n")
+    return "\n".join(parts)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return float(values[0]), float(low), float(high)

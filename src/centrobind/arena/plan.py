@@ -1,0 +1,226 @@
+"""What to compare, on what, and how fairly: data sets, contenders, the search they share, and one trial of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from centrobind.config import ModalityConfig, Strict, check_config, make_objective
+from centrobind.errors import ConfigError
+from centrobind.losses import AnchorInfoNCE, Objective
+from centrobind.objectives import OBJECTIVES
+
+# "all" leaves out `weighted`: without weights of one's own it is centrobind again.
+ALL = tuple(name for name in OBJECTIVES if name != "weighted")
+LEARNED = "learned"
+
+
+class SearchConfig(Strict):
+    """The grid every objective is tuned on, by validation, before it meets the test split."""
+
+    temperatures: tuple[float | Literal["learned"], ...] = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, LEARNED)
+    lrs: tuple[float, ...] = (1e-3, 3e-3)
+    seeds: int = Field(1, ge=1)
+
+
+class DatasetConfig(Strict):
+    """One data set: a built-in name, a store or a file that `centrobind import` reads."""
+
+    path: str
+    name: str | None = None
+    modalities: dict[str, ModalityConfig] | None = None
+    steps: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=2)
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.path).stem
+
+
+class ArenaConfig(Strict):
+    """A whole comparison; `centrobind compare arena.yaml` reads one."""
+
+    data: list[str | DatasetConfig] = Field(min_length=1)
+    out: str
+    objectives: list[str] | Literal["all"] = "all"
+    seeds: int = Field(5, ge=1)
+    dim: int = Field(64, ge=2)
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(256, ge=2)
+    augment: float = Field(1.0, ge=0, le=3)
+    valid: float = Field(0.2, gt=0, lt=1, description="part of train to tune on; the same samples for all")
+    start: Literal["unimodal", "scratch"] = Field("unimodal", description="where every encoder starts from")
+    search: SearchConfig = SearchConfig()
+
+    def datasets(self) -> list[DatasetConfig]:
+        listed = [DatasetConfig(path=one) if isinstance(one, str) else one for one in self.data]
+        if len({one.label for one in listed}) != len(listed):
+            raise ConfigError(f"data sets need distinct names, got {[one.label for one in listed]}")
+        return listed
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table: an objective, before its temperature and learning rate are known."""
+
+    label: str
+    objective: dict[str, Any]
+    tuned: bool = True  # unimodal has no cross-modal score to be tuned by
+    skipped: str = ""  # why it cannot run on this data
+
+    @property
+    def family(self) -> str:
+        """Comparable across data sets with other modalities: every FABind anchor is one family."""
+        return re.sub(r"^(FABind) \S+, ", r"\1, ", self.label)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One contender with one setting on one data set from one seed."""
+
+    stage: Literal["start", "search", "final"]
+    dataset: str
+    label: str
+    objective: dict[str, Any]
+    seed: int
+    temperature: float | str
+    lr: float
+    steps: int
+    batch_size: int
+    dim: int
+    augment: float
+    valid: float
+    start: str
+
+    @property
+    def key(self) -> str:
+        """The same for the same work, so that a sweep that was killed does nothing twice."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def setting(self) -> tuple[float | str, float]:
+        return self.temperature, self.lr
+
+
+NAMES = {
+    "centrobind": "CentroBind",
+    "leave_one_out": "leave-one-out",
+    "learned": "learned centroid",
+    "random": "random anchor",
+    "all_pairs": "all pairs",
+    "symile": "Symile",
+    "gram": "GRAM",
+    "triangle": "TRIANGLE",
+    "pmrl": "PMRL",
+    "ova_ib": "OVA-IB",
+}
+
+
+def contenders(objectives: Sequence[str] | str, modalities: Sequence[str]) -> list[Contender]:
+    """The rows for data with these modalities; every fixed anchor, trained and frozen, is one of its own."""
+    made: list[Contender] = []
+    for name in ALL if objectives == "all" else objectives:
+        if name == "fabind":
+            for frozen in (False, True):
+                how = "frozen" if frozen else "trained"
+                made += [
+                    Contender(f"FABind {m}, {how}", {"name": "fabind", "anchor": m, "frozen": frozen})
+                    for m in modalities
+                ]
+        elif name == "triangle" and len(modalities) != 3:
+            made.append(Contender(NAMES[name], {"name": name}, skipped="needs exactly three modalities"))
+        elif name in OBJECTIVES:
+            made.append(Contender(NAMES.get(name, name), {"name": name}, tuned=name != "unimodal"))
+        elif ":" in name:
+            made.append(Contender(name.rpartition(":")[2], {"name": name}))
+        else:
+            raise ConfigError(f"objectives: unknown {name!r}, expected some of {list(OBJECTIVES)}, or file.py:function")
+    return made
+
+
+def objective_of(trial: Trial, modalities: Sequence[str]) -> Objective:
+    """The objective of a trial, with its temperature in it."""
+    learn = trial.temperature == LEARNED
+    options = {"temperature": 0.07 if learn else trial.temperature, "learn_temperature": learn}
+    if ":" in trial.objective["name"]:
+        return own_objective(trial.objective["name"], options)
+    values = {"data": "-", "out": "-", "objective": trial.objective | options}
+    return make_objective(check_config(values, trial.label).objective, modalities)
+
+
+def own_objective(name: str, options: dict[str, Any]) -> Objective:
+    """`path/to/file.py:function`: an anchor, or a constructor that takes temperature= and learn_temperature=."""
+    path, _, function = name.rpartition(":")
+    spec = importlib.util.spec_from_file_location("centrobind_own_objective", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ConfigError(f"objective {name}: no Python file {path!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = getattr(module, function, None)
+    if not callable(made):
+        raise ConfigError(f"objective {name}: {path} has no function {function!r}")
+    if "temperature" in inspect.signature(made).parameters:
+        return made(**options)
+    return AnchorInfoNCE(made, **options)
+
+
+def starts(config: ArenaConfig, dataset: DatasetConfig) -> Iterator[Trial]:
+    """The unimodal runs that every contender starts from, one per seed."""
+    if config.start == "unimodal":
+        for seed in range(max(config.seeds, config.search.seeds)):
+            yield _trial(config, dataset, "start", Contender("start", {"name": "unimodal"}), seed, 0.1, 2e-3)
+
+
+def searches(config: ArenaConfig, dataset: DatasetConfig, contender: Contender) -> Iterator[Trial]:
+    """The grid; empty for a contender that is not tuned."""
+    if contender.tuned:
+        for temperature in config.search.temperatures:
+            for lr in config.search.lrs:
+                for seed in range(config.search.seeds):
+                    yield _trial(config, dataset, "search", contender, seed, temperature, lr)
+
+
+def finals(
+    config: ArenaConfig, dataset: DatasetConfig, contender: Contender, chosen: tuple[float | str, float]
+) -> Iterator[Trial]:
+    for seed in range(config.seeds):
+        yield _trial(config, dataset, "final", contender, seed, *chosen)
+
+
+def _trial(
+    config: ArenaConfig,
+    dataset: DatasetConfig,
+    stage: Literal["start", "search", "final"],
+    contender: Contender,
+    seed: int,
+    temperature: float | str,
+    lr: float,
+) -> Trial:
+    return Trial(
+        stage=stage,
+        dataset=dataset.label,
+        label=contender.label,
+        objective=contender.objective,
+        seed=seed,
+        temperature=temperature,
+        lr=lr,
+        steps=dataset.steps or config.steps,
+        batch_size=dataset.batch_size or config.batch_size,
+        dim=config.dim,
+        augment=config.augment,
+        valid=config.valid,
+        start="scratch" if stage == "start" else config.start,
+    )
+
+
+def describe(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")

@@ -1,0 +1,227 @@
+"""Run all trials of a comparison on all cores; killed at any moment, it goes on where it was.
+
+Every finished trial is a line of rows.jsonl. A trial that fails is a line that says why, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from centrobind.arena.plan import ArenaConfig, Contender, DatasetConfig, Trial, contenders, finals, searches, starts
+from centrobind.arena.trials import run_trial, store_of
+from centrobind.data import open_store
+from centrobind.errors import RunError
+from centrobind.progress import Watch, silent
+
+Row = dict[str, Any]
+
+
+class Ledger:
+    """rows.jsonl: what was done, by key. A last line cut short by a crash is done again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        whole = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                row = json.loads(line)
+                self.rows[row["key"]] = row
+                whole.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+        path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+
+    def add(self, row: Row) -> None:
+        self.rows[row["key"]] = row
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def of(self, trial: Trial) -> Row | None:
+        return self.rows.get(trial.key)
+
+
+class Arena:
+    """A comparison in its folder: knows what is left to do, in an order in which it can be done."""
+
+    def __init__(self, config: ArenaConfig):
+        self.config = config
+        self.out = Path(config.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.out / "rows.jsonl")
+        self.datasets = config.datasets()
+        self.rows_of: dict[str, list[Contender]] = {}
+        for dataset in self.datasets:
+            modalities = open_store(store_of(dataset, self.out)).modalities
+            self.rows_of[dataset.label] = contenders(config.objectives, modalities)
+
+    def waves(self) -> Iterator[list[tuple[DatasetConfig, Trial]]]:
+        """Lists of trials that do not wait for each other: first all starts, then all searches, then all finals."""
+        yield [(data, trial) for data in self.datasets for trial in starts(self.config, data)]
+        running = [(data, one) for data in self.datasets for one in self.rows_of[data.label] if not one.skipped]
+        yield [(data, trial) for data, one in running for trial in searches(self.config, data, one)]
+        last = []
+        for data, one in running:
+            chosen = self.choose(data, one)
+            if chosen is not None:
+                last += [(data, trial) for trial in finals(self.config, data, one, chosen)]
+        yield last
+
+    def choose(self, dataset: DatasetConfig, contender: Contender) -> tuple[float | str, float] | None:
+        """The setting with the best mean validation MRR over search seeds; None if every trial failed.
+
+        By cosine retrieval for all but Symile, which does not align single pairs and is tuned by its own score.
+        """
+        if not contender.tuned:
+            return 0.1, 2e-3
+        by = "native" if contender.objective["name"] == "symile" else "cosine"
+        scores: dict[tuple[float | str, float], list[float]] = {}
+        for trial in searches(self.config, dataset, contender):
+            row = self.ledger.of(trial)
+            if row is not None and "valid" in row:
+                scores.setdefault(trial.setting, []).append(row["valid"][by])
+        return max(scores, key=lambda s: sum(scores[s]) / len(scores[s])) if scores else None
+
+    def run(self, *, jobs: int = 0, watch: Watch = silent) -> None:
+        """Do everything that is not in the ledger yet, `jobs` trials at a time (default: one per core)."""
+        jobs = jobs or os.cpu_count() or 1
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        (self.out / "starts").mkdir(exist_ok=True)
+        total = sum(self.count())
+        done = 0
+        for number, wave in enumerate(self.waves()):
+            todo = [(data, trial) for data, trial in wave if self.ledger.of(trial) is None]
+            done += len(wave) - len(todo)
+            stage = ("starting points", "search", "final")[number]
+            watch(done, title=stage)
+            for row in _carry_out(todo, self.out, jobs, threads):
+                self.ledger.add(row)
+                done += 1
+                watch(min(done, total), title=f"{stage}: {row['trial']['dataset']} {row['trial']['label']}")
+            failed = [row for row in self.ledger.rows.values() if "error" in row and row["trial"]["stage"] == "start"]
+            if number == 0 and failed:
+                raise RunError(f"{self.out}: a starting point failed: {failed[0]['error']}")
+
+    def count(self) -> tuple[int, int, int]:
+        """Trials in each wave, whether done or not."""
+        running = [(data, one) for data in self.datasets for one in self.rows_of[data.label] if not one.skipped]
+        return (
+            sum(1 for data in self.datasets for _ in starts(self.config, data)),
+            sum(1 for data, one in running for _ in searches(self.config, data, one)),
+            len(running) * self.config.seeds,
+        )
+
+
+def fit_to_budget(config: ArenaConfig, seconds: float, *, jobs: int = 0) -> tuple[ArenaConfig, list[str]]:
+    """The same comparison cut to fit a time, and what was cut, from a few timed steps on every data set.
+
+    Cuts, in this order and only as far as needed: the grid to five temperatures, one learning rate, three seeds, then
+    the number of steps, but never below 50. Everybody is cut alike.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    arena = Arena(config)
+    (arena.out / "starts").mkdir(exist_ok=True)
+    per_step = {data.label: _seconds_per_step(data, config, arena.out) for data in arena.datasets}
+    cuts: list[str] = []
+
+    def needed(config: ArenaConfig) -> float:
+        total = 0.0
+        for data in arena.datasets:
+            steps = data.steps or config.steps
+            running = [one for one in arena.rows_of[data.label] if not one.skipped]
+            trials = sum(1 for _ in starts(config, data)) + len(running) * config.seeds
+            trials += sum(1 for one in running for _ in searches(config, data, one))
+            total += trials * (steps * per_step[data.label] + 2.0)  # 2 s to build, validate and measure
+        return total / jobs
+
+    for what, change in (
+        ("5 temperatures", {"search": config.search.model_copy(update={"temperatures": (0.05, 0.07, 0.1, 0.14, 0.2)})}),
+        ("1 learning rate", {"lrs": config.search.lrs[-1:]}),
+        ("3 seeds", {"seeds": min(3, config.seeds)}),
+    ):
+        if needed(config) > seconds:
+            if "lrs" in change:
+                change = {"search": config.search.model_copy(update=change)}
+            config = config.model_copy(update=change)
+            cuts.append(what)
+    if (now := needed(config)) > seconds:
+        share = seconds / now
+        data = [
+            one.model_copy(update={"steps": max(50, int((one.steps or config.steps) * share))})
+            for one in arena.datasets
+        ]
+        config = config.model_copy(update={"data": data})
+        cuts.append(f"{share:.0%} of the steps")
+    return config, cuts
+
+
+def _seconds_per_step(data: DatasetConfig, config: ArenaConfig, out: Path) -> float:
+    """Of all pairs from scratch, the most expensive kind of step, on the threads a worker will have."""
+    contender = Contender("timing", {"name": "all_pairs"}, tuned=False)
+    timed = config.model_copy(update={"steps": 8, "start": "scratch", "seeds": 1})
+    trial = next(finals(timed, data.model_copy(update={"steps": None}), contender, (0.1, 1e-3)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run_trial(replace(trial, stage="search"), data, out)["seconds"] / 8
+    finally:
+        torch.set_num_threads(before)
+
+
+def _carry_out(todo: list[tuple[DatasetConfig, Trial]], out: Path, jobs: int, threads: int) -> Iterator[Row]:
+    """Rows as they come. A worker that dies takes its trial with it once; the second time that is a row."""
+    waiting = list(reversed(todo))
+    died: dict[str, int] = {}
+    while waiting:
+        pool = ProcessPoolExecutor(
+            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_limit, initargs=(threads,)
+        )
+        flying: dict[Future[Row], tuple[DatasetConfig, Trial]] = {}
+        try:
+            while waiting or flying:
+                while waiting and len(flying) < 2 * jobs:
+                    data, trial = waiting.pop()
+                    flying[pool.submit(_guarded, trial, data, out)] = (data, trial)
+                finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    row = future.result()  # raises BrokenProcessPool when a worker was killed
+                    del flying[future]
+                    yield row
+        except BrokenProcessPool:
+            for data, trial in flying.values():
+                died[trial.key] = died.get(trial.key, 0) + 1
+                if died[trial.key] < 2:
+                    waiting.append((data, trial))
+                else:
+                    yield _row(trial, {"error": "the worker died twice; out of memory?"})
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _limit(threads: int) -> None:
+    """Workers that share cores must not each use all of them: thread pools that spin on one core starve each other."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
+
+def _guarded(trial: Trial, dataset: DatasetConfig, out: Path) -> Row:
+    try:
+        return _row(trial, run_trial(trial, dataset, out))
+    except Exception as error:  # whatever happened to one trial, the others go on
+        return _row(trial, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _row(trial: Trial, found: Row) -> Row:
+    return {"key": trial.key, "at": round(time.time()), "trial": asdict(trial), **found}

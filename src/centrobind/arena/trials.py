@@ -1,0 +1,150 @@
+"""Carry one trial out: train, validate, and, in the final stage only, meet the test split. Runs in a worker."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from centrobind.arena.plan import DatasetConfig, Trial, objective_of
+from centrobind.checkpoint import load, save
+from centrobind.config import TrainConfig
+from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
+from centrobind.datasets import DATASETS
+from centrobind.evaluation import label_codes, probe_outcomes, ranks_by_sample
+from centrobind.losses import Objective
+from centrobind.metrics import geometry, rank_metrics, ranks, retrieval
+from centrobind.model import Binder, build_binder
+from centrobind.train import train
+from centrobind.types import Embeddings
+
+
+def store_of(dataset: DatasetConfig, out: Path) -> Path:
+    """The data set as a store that all workers share; made on first use."""
+    path = out / "stores" / dataset.label
+    if not path.exists():
+        if (Path(dataset.path) / "meta.json").is_file():
+            return Path(dataset.path)
+        known = dataset.path in DATASETS and not Path(dataset.path).exists()
+        write_store(path, DATASETS[dataset.path]() if known else read_chunks(dataset.path))
+    return path
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str) -> Samples:
+    return open_store(path)
+
+
+@lru_cache(maxsize=16)
+def _parts(path: str, valid: float, seed: int) -> tuple[Samples, Samples]:
+    return train_and_valid(_opened(path), valid=valid, seed=seed)
+
+
+def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]:
+    """The trial's row: settings, validation score, seconds, and in the final stage every measure on test.
+
+    What is needed for paired statistics, the outcome of every test sample, goes to outcomes/<key>.npz.
+    """
+    path = str(store_of(dataset, out))
+    learn, valid = _parts(path, trial.valid, trial.seed)
+    objective = objective_of(trial, learn.modalities)
+    encoders = {name: about.encoder_spec() for name, about in (dataset.modalities or {}).items()}
+    binder = build_binder(learn, dim=trial.dim, encoders=encoders, seed=trial.seed)
+    beginning = out / "starts" / f"{trial.dataset}-{trial.seed}.safetensors"
+    if trial.start == "unimodal":
+        binder.load_state_dict(load(beginning).state_dict())
+    keep = "last" if trial.objective["name"] == "unimodal" else "best"
+    settings = TrainConfig(
+        steps=trial.steps,
+        batch_size=min(trial.batch_size, len(learn)),
+        lr=trial.lr,
+        augment=trial.augment,
+        keep=keep,
+        tensorboard=False,
+    )
+    started = time.perf_counter()
+    train(binder, objective, learn, valid, settings, seed=trial.seed)
+    row: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
+    if trial.stage == "start":
+        save(binder, beginning)
+        return row
+    seen = binder.embed(valid)
+    row["valid"] = {"cosine": retrieval(seen)["mean/mrr"], "native": native_retrieval(objective, seen)["mrr"]}
+    row["temperature"] = objective.temperature().item()
+    if trial.stage == "final":
+        test = _opened(path).part("test")
+        measures, outcomes = measure(binder, objective, learn, test)
+        row["test"] = {name: round(value, 6) for name, value in measures.items()}
+        (out / "outcomes").mkdir(exist_ok=True)
+        np.savez_compressed(out / "outcomes" / f"{trial.key}.npz", **outcomes)
+    return row
+
+
+def measure(
+    binder: Binder, objective: Objective, learn: Samples, test: Samples
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Every number of a final trial, and per test sample what paired comparisons need."""
+    space = binder.embed(test)
+    outcomes = {f"{a}_to_{b}/rank": ranks_by_sample(space, a, b).astype(np.float32) for a, b in space.pairs}
+    found = retrieval(space) | geometry(space)
+    if test.label is not None:
+        known = label_codes(test.label, len(test), "labels")
+        taught = label_codes(learn.label, len(learn), "labels")
+        right = probe_outcomes(space, known, binder.embed(learn), taught)
+        outcomes |= {name: hits.astype(np.float32) for name, hits in right.items() if not name.startswith("knn")}
+        found |= {name: float(np.nanmean(hits)) for name, hits in right.items() if np.isfinite(hits).any()}
+        crossed = [value for name, value in found.items() if name.startswith("transfer/")]
+        found["transfer/mean"] = sum(crossed) / len(crossed)
+    found |= {f"native/{name}": value for name, value in native_retrieval(objective, space).items()}
+    found |= {f"from_{size}/recall@1": value for size, value in subset_retrieval(space).items()}
+    return found, outcomes
+
+
+def native_retrieval(objective: Objective, space: Embeddings) -> dict[str, float]:
+    """Each modality found from all the others by the objective's own score: recall and MRR, mean over modalities.
+
+    Over the samples that have everything; NaN where there are none.
+    """
+    z = space.z[:, space.present.all(0)]
+    if z.shape[1] == 0:
+        return {"recall@1": math.nan, "recall@10": math.nan, "mrr": math.nan}
+    rows = []
+    with torch.no_grad():
+        for m in range(len(z)):
+            scores = objective.similarity(z[m], torch.cat([z[:m], z[m + 1 :]])).T  # (tuples, candidates)
+            rows.append(rank_metrics((scores >= scores.diagonal()[:, None]).sum(1)))
+    return {name: sum(row[name] for row in rows) / len(rows) for name in ("recall@1", "recall@10", "mrr")}
+
+
+def subset_retrieval(space: Embeddings) -> dict[int, float]:
+    """Recall@1 of a modality from the centroid of k others, by k, mean over all modalities and subsets of that size."""
+    count = len(space.modalities)
+    return {
+        size: float(
+            np.mean(
+                [
+                    _recall_from(space, subset, target)
+                    for target in range(count)
+                    for subset in itertools.combinations([m for m in range(count) if m != target], size)
+                ]
+            )
+        )
+        for size in range(1, count)
+    }
+
+
+def _recall_from(space: Embeddings, subset: Sequence[int], target: int) -> float:
+    """Samples that have the target and any of the subset ask with the centroid of what they have of it."""
+    subset = list(subset)
+    asked = space.present[subset].any(0) & space.present[target]
+    queries = space.z[subset].sum(0)[asked]  # the length of a query does not change an order
+    candidates = space.z[target][space.present[target]]
+    match = (space.present[target].cumsum(0) - 1)[asked]
+    return (ranks(queries, candidates, match) <= 1).double().mean().item()
