@@ -178,9 +178,7 @@ def compare(
     budget: Annotated[Optional[str], typer.Option(help="a time to fit into: 30m, 2h")] = None,  # noqa: UP045
     jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0 = one per core")] = 0,
     ours: Annotated[Optional[str], typer.Option(help="whose duels to show; default: the best dynamic anchor")] = None,  # noqa: UP045
-    tables: Annotated[
-        bool, typer.Option("--tables", help="train nothing, make tables from the rows there are")
-    ] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="train nothing, only make the tables again")] = False,
 ) -> None:
     """Compare objectives on data sets: tuned alike on validation, then tested over seeds, with intervals.
 
@@ -188,7 +186,7 @@ def compare(
     """
     from centrobind.arena.pages import markdown, write_results
     from centrobind.arena.plan import ArenaConfig
-    from centrobind.arena.schedule import Arena, fit_to_budget
+    from centrobind.arena.schedule import Arena, planned
     from centrobind.config import load_checked
     from centrobind.progress import progress
 
@@ -197,8 +195,8 @@ def compare(
     else:
         named: Any = "all" if objectives == "all" else objectives.split(",")
         config = ArenaConfig(data=data, out=str(out), objectives=named, seeds=seeds, steps=steps)
+    config, cuts = planned(config, None if budget is None else _seconds(budget), jobs=jobs)
     if budget is not None:
-        config, cuts = fit_to_budget(config, _seconds(budget), jobs=jobs)
         typer.echo(f"to fit {budget}: " + (", ".join(cuts) or "nothing had to be cut"))
     arena = Arena(config)
     if not tables:

@@ -125,10 +125,8 @@ def lead(results: Mapping[str, Any]) -> str:
         return f"{results['trials']['done']} trials done so far."
     order = sorted(average, key=average.get)
     place = order.index(ours) + 1 if ours in order else None
-    said = (
-        f"{len(results['data'])} data sets, {results['trials']['done']} trials. On the worst pair, {order[0]} has the "
-    )
-    said += f"best average rank ({average[order[0]]:.1f} of {len(order)})"
+    said = f"{len(results['data'])} data sets, {results['trials']['done']} trials. On the worst pair, {order[0]} has "
+    said += f"the best average rank ({average[order[0]]:.1f} of {len(order)})"
     return said + (f"; {ours} is number {place} ({average[ours]:.1f})." if place and order[0] != ours else ".")
 
 

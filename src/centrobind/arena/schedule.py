@@ -19,8 +19,19 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from centrobind.arena.plan import ArenaConfig, Contender, DatasetConfig, Trial, contenders, finals, searches, starts
+from centrobind.arena.plan import (
+    ArenaConfig,
+    Contender,
+    DatasetConfig,
+    Trial,
+    contenders,
+    describe,
+    finals,
+    searches,
+    starts,
+)
 from centrobind.arena.trials import run_trial, store_of
+from centrobind.checkpoint import write_atomically
 from centrobind.data import open_store
 from centrobind.errors import RunError
 from centrobind.progress import Watch, silent
@@ -158,12 +169,25 @@ def fit_to_budget(config: ArenaConfig, seconds: float, *, jobs: int = 0) -> tupl
             cuts.append(what)
     if (now := needed(config)) > seconds:
         share = seconds / now
-        data = [
-            one.model_copy(update={"steps": max(50, int((one.steps or config.steps) * share))})
-            for one in arena.datasets
-        ]
+        fewer = {one.label: max(50, int((one.steps or config.steps) * share)) for one in arena.datasets}
+        data = [one.model_copy(update={"steps": fewer[one.label]}) for one in arena.datasets]
         config = config.model_copy(update={"data": data})
         cuts.append(f"{share:.0%} of the steps")
+    return config, cuts
+
+
+def planned(asked: ArenaConfig, budget: float | None, *, jobs: int = 0) -> tuple[ArenaConfig, list[str]]:
+    """What to run. A budget is timed once and kept in plan.json: timed again, it would be another plan, and the trials
+    that are done would not count."""
+    path = Path(asked.out) / "plan.json"
+    request = {"asked": describe(asked), "budget": budget}
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["request"] == request:
+            return ArenaConfig.model_validate(kept["plan"]), kept["cuts"]
+    config, cuts = (asked, []) if budget is None else fit_to_budget(asked, budget, jobs=jobs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({"request": request, "plan": describe(config), "cuts": cuts}, indent=1).encode())
     return config, cuts
 
 
