@@ -16,9 +16,12 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports only point left. The order is the way data flows.
 ORDER = """
 errors types seeds data datasets inputs augment encoders model anchors infonce losses joint objectives metrics config checkpoint
-run progress train embedding fitting evaluation tables plots report demo cli __main__
+run progress train embedding fitting evaluation tables plots report arena demo cli __main__
 """.split()
-DATA_ORDER = "samples store importing batches inspecting".split()
+INSIDE = {
+    "data": "samples store importing batches inspecting".split(),
+    "arena": "plan trials schedule standings pages".split(),
+}
 
 
 def imports(path):
@@ -26,21 +29,23 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "centrobind":
             parts = node.module.split(".")
-            yield from [parts[1:]] if len(parts) > 1 else [[alias.name] for alias in node.names]
+            inner = len(parts) == 1 or parts[1:] == ["arena"]
+            yield from [[*parts[1:], alias.name] for alias in node.names] if inner else [parts[1:]]
         elif isinstance(node, ast.Import):
             yield from (alias.name.split(".")[1:] for alias in node.names if alias.name.startswith("centrobind."))
 
 
 def test_imports_point_left():
-    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"} | {"data"}
-    assert modules == set(ORDER)
+    assert {path.stem for path in SOURCE.glob("*.py")} - {"__init__"} | set(INSIDE) == set(ORDER)
+    for package, order in INSIDE.items():
+        assert {path.stem for path in (SOURCE / package).glob("*.py")} - {"__init__"} == set(order)
     for path in SOURCE.rglob("*.py"):
-        module = "data" if path.parent.name == "data" else path.stem
+        module = path.parent.name if path.parent != SOURCE else path.stem
         for target in imports(path):
-            if target[0] in ("__version__",):
+            if target[0] == "__version__":
                 continue
-            if module == target[0] == "data" and path.stem != "__init__":
-                assert DATA_ORDER.index(target[1]) < DATA_ORDER.index(path.stem), (path, target)
+            if module == target[0] and module in INSIDE and path.stem != "__init__":
+                assert INSIDE[module].index(target[1]) < INSIDE[module].index(path.stem), (path, target)
             elif module not in ("__init__", target[0]):
                 assert ORDER.index(target[0]) < ORDER.index(module), (path, target)
 
@@ -91,6 +96,7 @@ def test_command_line():
         "train": ["--force", "--resume", "--set", "config"],
         "evaluate": ["--out", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
+        "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],
     }
 
 

@@ -54,6 +54,11 @@ def test_the_table_comes_from_the_results_file():
     assert shown.strip() == markdown_table(rows, columns)
 
 
+def test_the_verdicts_come_from_the_results_file():
+    for verdict in json.loads((ROOT / "docs" / "results" / "demo.json").read_text())["verdicts"]:
+        assert f"- {verdict}\n" in README
+
+
 def directions(metrics):
     pairs = [key.removesuffix("/recall@1") for key in metrics if key.endswith("/recall@1")]
     return [pair for pair in pairs if "_to_" in pair]

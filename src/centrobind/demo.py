@@ -67,12 +67,15 @@ UNIMODAL = Entry("unimodal", {"name": "unimodal", "temperature": 0.1}, "#9aa1ab"
 # Temperature and learning rate were chosen for each on the validation split: benchmarks/demo_settings.py.
 ENTRIES = (
     UNIMODAL,
-    Entry("CentroBind", {"name": "centrobind", "temperature": 0.2}, "#d1495b", 5e-3),
-    Entry("leave-one-out", {"name": "leave_one_out", "temperature": 0.1}, "#8d6cab", 5e-3),
-    Entry("all pairs", {"name": "all_pairs", "temperature": 0.1}, "#edae49", 5e-3),
-    Entry("FABind image, trained", {"name": "fabind", "anchor": "image", "temperature": 0.1}, "#00798c", 5e-3),
-    Entry("FABind outline, trained", {"name": "fabind", "anchor": "outline", "temperature": 0.1}, "#00798c", 5e-3),
-    Entry("FABind name, trained", {"name": "fabind", "anchor": "name", "temperature": 0.1}, "#00798c", 5e-3),
+    Entry("CentroBind", {"name": "centrobind", "temperature": 0.14}, "#d1495b", 2e-2),
+    Entry("leave-one-out", {"name": "leave_one_out", "temperature": 0.07}, "#8d6cab", 2e-2),
+    Entry("all pairs", {"name": "all_pairs", "temperature": 0.1}, "#edae49", 2e-2),
+    *(
+        Entry(
+            f"FABind {anchor}, trained", {"name": "fabind", "anchor": anchor, "temperature": temperature}, "#00798c", lr
+        )
+        for anchor, temperature, lr in (("image", 0.1, 1e-2), ("outline", 0.14, 1e-2), ("name", 0.1, 1e-2))
+    ),
     *(
         Entry(
             f"FABind {anchor}, frozen",
@@ -80,7 +83,7 @@ ENTRIES = (
             "#5b8bb5",
             lr,
         )
-        for anchor, temperature, lr in (("image", 0.1, 5e-3), ("outline", 0.1, 5e-3), ("name", 0.1, 5e-3))
+        for anchor, temperature, lr in (("image", 0.1, 2e-2), ("outline", 0.05, 2e-2), ("name", 0.1, 2e-2))
     ),
 )
 
