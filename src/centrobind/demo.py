@@ -24,7 +24,7 @@ from centrobind.run import RunFolder, read_log
 from centrobind.tables import Row
 from centrobind.types import Embeddings
 
-STEPS, QUICK_STEPS = 220, 15
+STEPS, QUICK_STEPS = 220, 12
 DYNAMIC = ("CentroBind", "leave-one-out")
 # Small encoders: the demo has four minutes on two cores, and all objectives share them.
 MODALITIES = {
@@ -115,7 +115,7 @@ def run_demo(
         trained = time.monotonic() - started
         logs[entry.label] = read_log(out / entry.folder / "metrics.jsonl")
         spaces[entry.label] = binder.embed(parts["test"])
-        learn = parts["train"].take(slice(None, None, 8)) if quick else parts["train"]
+        learn = parts["train"].take(slice(None, None, 12)) if quick else parts["train"]
         rows.append({"label": entry.label, "config": config.model_dump(mode="json"), "seconds": round(trained, 2)})
         rows[-1]["valid/mean/mrr"] = max(r["valid/mean/mrr"] for r in logs[entry.label] if "valid/mean/mrr" in r)
         rows[-1]["metrics"] = evaluate(
@@ -123,7 +123,7 @@ def run_demo(
             parts["test"].label,
             train=binder.embed(learn),
             train_labels=learn.label,
-            resamples=1000,
+            resamples=100 if quick else 1000,
         )
     return finish(folder, parts["test"], rows, logs, spaces, quick=quick, seed=seed, began=began)
 
@@ -143,7 +143,7 @@ def entry_config(entry: Entry, out: Path, steps: int, seed: int) -> RunConfig:
                 "lr": entry.lr,
                 "keep": "last" if entry.label == UNIMODAL.label else "best",
                 "tensorboard": False,
-                "validate_every": -(-steps // 8),
+                "validate_every": max(-(-steps // 8), 6),
                 "checkpoint_every": steps,
             },
             "init": None if entry.label == UNIMODAL.label else str(out / UNIMODAL.folder),
