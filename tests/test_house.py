@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports only point left. The order is the way data flows.
 ORDER = """
 errors types seeds data datasets inputs augment encoders model anchors infonce losses joint objectives metrics config checkpoint
-run progress train embedding fitting evaluation tables plots report arena demo cli __main__
+run progress theory train realignment embedding fitting evaluation diagnosis tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store importing batches inspecting".split(),
@@ -60,7 +60,7 @@ def test_public_names():
         """
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CheckpointError ConfigError DataError Embeddings
         FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
-        StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks evaluate fit fixed
+        StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks diagnose evaluate fit fixed
         geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
@@ -95,6 +95,7 @@ def test_command_line():
         "inspect": ["--json", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
         "evaluate": ["--out", "--split", "run", "store"],
+        "diagnose": ["--json", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],
     }

@@ -19,6 +19,7 @@ _PUBLIC = {
     "save": "checkpoint",
     "load": "checkpoint",
     "evaluate": "evaluation",
+    "diagnose": "diagnosis",
     "retrieval": "metrics",
     "geometry": "metrics",
     "save_embeddings": "embedding",

@@ -144,6 +144,36 @@ def evaluate(
 
 
 @app.command()
+def diagnose(
+    run: RunPath,
+    store: Store,
+    split: Split = None,
+    as_json: Annotated[Optional[Path], typer.Option("--json", help="also write all numbers to this JSON file")] = None,  # noqa: UP045
+) -> None:
+    """Say what a binder's embeddings share, in nats, what is wrong with it, and what to try.
+
+    Three numbers for the three claims of CentroBind (docs/theory.md), how the anchor is made up, then findings in
+    words. Takes seconds; new heads are trained on the train split to see whether a pair was lost.
+    """
+    from centrobind.checkpoint import load, write_atomically
+    from centrobind.diagnosis import diagnose
+    from centrobind.fitting import open_data, run_objective
+    from centrobind.progress import progress
+    from centrobind.realignment import STEPS
+    from centrobind.tables import diagnosis_text
+
+    binder, samples = load(run), open_data(store)
+    part, learn = _parts(samples, split)
+    with progress("diagnosing", STEPS) as watch:
+        found = diagnose(binder, part, objective=run_objective(run, binder), train=learn, watch=watch)
+    typer.echo(diagnosis_text(found))
+    if learn is None:
+        typer.echo("\nNot held out, as far as is known: bounds on samples that were trained on can be too high.")
+    if as_json is not None:
+        write_atomically(as_json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+
+
+@app.command()
 def embed(
     run: RunPath,
     store: Store,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from centrobind.augment import augment
 from centrobind.data import Codes, Samples, write_store
 from centrobind.errors import DataError
 from centrobind.model import Binder
@@ -18,6 +19,24 @@ from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings
 
 CHUNK = 8192
+
+
+@torch.no_grad()
+def embed_views(binder: Binder, samples: Samples, *, strength: float = 1.0, seed: int = 0) -> Embeddings:
+    """Embeddings of augmented views, as training makes them: row i belongs to row i of `binder.embed(samples)`.
+
+    Raises DataError if none of the modalities is the binder's.
+    """
+    samples = samples.only([name for name in binder.modalities if name in samples.modalities])
+    if not samples.columns:
+        raise DataError(f"none of the modalities here is one of the binder's, {list(binder.modalities)}")
+    z = torch.zeros(len(samples.columns), len(samples), binder.dim)
+    binder.eval()
+    for start in range(0, len(samples), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(samples)))
+        batch = augment(binder.prepare(samples.batch(rows)), binder.kinds, seed=(seed, start), strength=strength)
+        z[:, rows] = binder(batch).z.float().cpu()
+    return Embeddings(z, torch.from_numpy(samples.present), samples.modalities, np.array(samples.ids[:]))
 
 
 def save_embeddings(path: str | Path, embeddings: Embeddings, *, fingerprint: str = "", about: Samples | None = None):

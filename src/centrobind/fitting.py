@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from centrobind.checkpoint import load
-from centrobind.config import RunConfig, check_config, dump_config, make_objective
+from centrobind.checkpoint import load, read_tensors
+from centrobind.config import RunConfig, check_config, dump_config, load_config, make_objective
 from centrobind.data import Samples, open_store, train_and_valid
 from centrobind.datasets import DATASETS
 from centrobind.errors import ConfigError
@@ -20,6 +20,8 @@ from centrobind.model import Binder, build_binder
 from centrobind.progress import Watch, progress, silent
 from centrobind.run import RunFolder
 from centrobind.train import train
+
+OBJECTIVE = "objective/"  # prefix of what an objective learned, in a checkpoint of training
 
 
 def fit(
@@ -92,6 +94,21 @@ def run_config(
     run = RunFolder(config.out, resume=resume, replace=replace_run)
     run.write_config(dump_config(config), same=resume)
     return train(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
+
+
+def run_objective(run: str | Path, binder: Binder) -> Objective | None:
+    """What a run was trained with, its learned temperature or weights included; None for a lone binder file.
+
+    Raises ConfigError or CheckpointError if the folder is damaged.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        return None
+    objective = make_objective(load_config(run / "config.yaml").objective, binder.modalities)
+    if (last := run / "last.safetensors").is_file():
+        tensors, _ = read_tensors(last, prefix=OBJECTIVE)
+        objective.load_state_dict({name.removeprefix(OBJECTIVE): value for name, value in tensors.items()})
+    return objective
 
 
 def configured_samples(config: RunConfig, samples: Samples | None = None) -> Samples:

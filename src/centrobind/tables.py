@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from centrobind.diagnosis import Diagnosis
+from centrobind.theory import Bound
+
 # A row of results: {"label": "all pairs", "metrics": {"mean/recall@1": 0.4, ...}, ...}
 Row = Mapping[str, Any]
 # A column: its heading, and the metrics it shows, or a function that makes its text from a row.
@@ -45,15 +48,8 @@ def terminal_table(rows: Sequence[Row]) -> str:
     columns = columns_of(rows)
     heads = [("", "")] + [_two_lines(head) for head, _ in columns]
     body = [[row["label"]] + [cell(row, names).replace(" / ", "/") for _, names in columns] for row in rows]
-    widths = [max(len(part) for part in (*head, *(line[i] for line in body))) for i, head in enumerate(heads)]
-    lines = [[head[0] for head in heads], [head[1] for head in heads], *body]
-    aligned = [
-        "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths))
-        )
-        for line in lines
-    ]
-    return "\n".join([*aligned[:2], "-" * len(aligned[0]), *aligned[2:]])
+    lines = aligned([[head[0] for head in heads], [head[1] for head in heads], *body]).split("\n")
+    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:]])
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> str:
@@ -83,6 +79,58 @@ def html_table(rows: Sequence[Row], caption: str, columns: Sequence[Column] | No
     return (
         f"<div class='wide'><table><caption>{escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+CLAIMS = {
+    "intra": "kept of itself (intra)",
+    "inter": "shared by pairs (inter)",
+    "anchor": "shared with the anchor",
+    "others": "shared with the others",
+}
+
+
+def diagnosis_text(found: Diagnosis) -> str:
+    """Bounds with their ceiling, then each modality's part in the anchor, then findings; for a terminal."""
+    rows = [["in nats", "", "95 % interval", "", "ceiling", "temperature"]]
+    for kind, title in CLAIMS.items():
+        single = getattr(found.bounds, kind)
+        if kind in found.bounds.mean:
+            rows.append(_bound_cells(title, found.bounds.mean[kind]))
+            names = {key: key if isinstance(key, str) else " with ".join(key) for key in single}
+            rows += [_bound_cells(f"  {names[key]}", bound) for key, bound in single.items()]
+    parts = [["", "of its variance", "of its gradient", "leak", "slack (nats)"]]
+    for name, share in found.dominance.items():
+        leak, slack = found.leak.get(name), found.slack.get(name)
+        cells = [f"{share.variance:.0%}", f"{share.gradient:.0%}"]
+        cells += ["-" if leak is None else f"{leak:.0%}", "-" if slack is None else f"{slack.slack:.2f}"]
+        parts.append([name, *cells])
+    whose = {"anchor": "The anchor it was trained with"}.get(
+        found.trained_on, "A centroid (not what it was trained with)"
+    )
+    head = f"{found.samples} samples, temperature {found.temperature:.3g}: bounds on mutual information"
+    blocks = [head, aligned(rows), whose, aligned(parts), "Findings"]
+    said = [f"  - {finding}" for finding in found.findings] or ["  nothing looks wrong"]
+    return "\n\n".join([*blocks, "\n".join(said)])
+
+
+def _bound_cells(title: str, bound: Bound) -> list[str]:
+    shown = f"[{bound.low:.2f}, {bound.high:.2f}]"
+    return [title, f"{bound.nats:.2f}", shown, _bar(bound), f"{bound.ceiling:.2f}", f"{bound.temperature:.2g}"]
+
+
+def _bar(bound: Bound, width: int = 24) -> str:
+    """How far the bound reaches, and at its right end the ceiling that it cannot pass."""
+    full = round(width * min(1.0, max(0.0, bound.nats / bound.ceiling))) if bound.ceiling > 0 else 0
+    return "█" * full + "·" * (width - full) + "|"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(row, widths)))
+        for row in rows
     )
 
 
