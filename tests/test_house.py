@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports only point left. The order is the way data flows.
 ORDER = """
 errors types seeds data datasets inputs augment encoders model anchors infonce losses joint objectives metrics config checkpoint
-run progress theory train realignment embedding fitting evaluation diagnosis tables plots report arena demo cli __main__
+run progress theory train realignment embedding fitting evaluation findings diagnosis tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store importing batches inspecting".split(),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from centrobind.diagnosis import Diagnosis
+from centrobind.findings import Diagnosis
 from centrobind.theory import Bound
 
 # A row of results: {"label": "all pairs", "metrics": {"mean/recall@1": 0.4, ...}, ...}
