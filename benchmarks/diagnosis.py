@@ -62,6 +62,8 @@ def faulty() -> dict[str, tuple[dict, dict, int]]:
     hidden = {"modalities": 3, "shared_nuisance": {(1, 2): 8}}
     for name in ("fabind", "all_pairs"):
         cases[f"lost/{name} m1 and m2 share 8 directions"] = OBJECTIVES[name], hidden, 0
+    more = {"modalities": 3, "shared_nuisance": {(1, 2): 16}}
+    cases["lost/fabind m1 and m2 share 16 directions"] = OBJECTIVES["fabind"], more, 0
     noisy = {"modalities": 3, "noise": [0.3, 0.3, 3.0]}
     cases["dead/leave_one_out m1 constant"] = OBJECTIVES["leave_one_out"], three, 0
     cases["shuffled/all_pairs m1 shuffled"] = OBJECTIVES["all_pairs"], three, 0

@@ -136,7 +136,7 @@ def test_help_is_quick_and_complete():
     """`--help` must not import torch: that alone takes seconds."""
     code = "import sys, centrobind.cli; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    for command in ("demo", "import", "inspect", "train", "evaluate", "embed"):
+    for command in ("demo", "import", "inspect", "train", "evaluate", "diagnose", "embed"):
         said = run(command, "--help").output
         assert said.strip() and "Usage" in said
 

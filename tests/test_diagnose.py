@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from test_theory import loop_information
 COUNTS = (2, 3, 5)
 
 
-def paired(count=3, samples=400, dim=16, *, seed=0, noise=0.5, view=0.3, gaps=False):
+def paired(count=3, samples=256, dim=16, *, seed=0, noise=0.5, view=0.3, gaps=False):
     """(z, views) of a healthy binder: modalities near each other, views nearer, all over the sphere."""
     draw = torch.Generator().manual_seed(seed)
     present = torch.rand(count, samples, generator=draw) > (0.25 if gaps else -1)
@@ -35,7 +37,7 @@ def paired(count=3, samples=400, dim=16, *, seed=0, noise=0.5, view=0.3, gaps=Fa
 
 
 def examined(z, views, objective=None, **options):
-    return examine(z, views, objective=objective, resamples=100, **options)
+    return examine(z, views, objective=objective, resamples=50, **options)
 
 
 def names_of(found):
@@ -108,8 +110,7 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(("count", "gaps"), [(2, True), (3, False), (3, True), (5, True)])
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_embeddings_give_no_finding(name, count, gaps):
     z, views = paired(count, gaps=gaps)
@@ -124,11 +125,12 @@ def test_healthy_embeddings_give_no_finding(name, count, gaps):
 def test_a_healthy_binder_gives_no_finding(objective, count, seed):
     data = cb.synthetic(800, count, missing=0.2, seed=seed)
     made = cb.OBJECTIVES[objective]()
-    binder = cb.fit(data, objective=made, steps=50, dim=16, seed=seed, show_progress=False)
-    found = cb.diagnose(binder, data.part("test"), objective=made, train=data.part("train"), resamples=100)
+    binder = cb.fit(data, objective=made, steps=40, dim=16, seed=seed, show_progress=False)
+    train = data.part("train") if count < 5 else None  # new heads for ten pairs take a while
+    found = cb.diagnose(binder, data.part("test"), objective=made, train=train, resamples=100)
     assert found.findings == [] and found.samples == 160
     assert found.bounds.mean["intra"].nats > found.bounds.mean["inter"].nats > 2
-    assert set(found.reachable) == set(found.bounds.inter)
+    assert set(found.reachable) == (set() if train is None else set(found.bounds.inter))
 
 
 # --- planted faults ------------------------------------------------------------------------------------------------
@@ -206,8 +208,9 @@ def test_a_modality_gap():
 def test_a_dominated_anchor(count):
     z, views = paired(count, noise=1.0, view=1.0)
     heavy = cb.WeightedCentroid(weights={"b": 20.0}, temperature=0.15)
-    finding = only(examined(z, views, heavy), "dominated anchor", ("b",), "warning")
-    assert finding.value == examined(z, views, heavy).dominance["b"].variance > 0.8
+    found = examined(z, views, heavy)
+    finding = only(found, "dominated anchor", ("b",), "warning")
+    assert finding.value == found.dominance["b"].variance > 0.8
     learned = cb.OBJECTIVES["learned"](modalities=z.modalities, temperature=0.15)
     assert examined(z, views, learned).findings == []
     with torch.no_grad():
@@ -220,6 +223,9 @@ def test_self_matching(count):
     z, views = paired(count, dim=48, noise=1.5, view=0.1)
     finding = only(examined(z, views, cb.CentroBind(temperature=0.02)), "leak", (), "fault")
     assert finding.value < 0.25 and "leave_one_out" in finding.advice
+    better, _ = paired(count, dim=48, noise=0.2)
+    if count == 3:
+        only(examined(z, views, cb.CentroBind(temperature=0.02), reachable=better), "leak", (), "fault")
     assert examined(z, views, cb.CentroBind(temperature=0.2)).findings == []
     assert examined(z, views, cb.LeaveOneOut(temperature=0.05)).findings == [], "it cannot match itself"
 
@@ -227,7 +233,7 @@ def test_self_matching(count):
 @pytest.mark.parametrize("name", HEALTHY)
 def test_an_unbound_pair(name):
     z, views = paired(3)
-    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(1))
     z, views = (x.with_z(torch.cat([x.z[:2], x.z[2:, order]])) for x in (z, views))
     found = examined(z, views, HEALTHY[name], reachable=z)
     assert names_of(found) == [("unbound pair", "a", "c"), ("unbound pair", "b", "c")]
@@ -283,7 +289,8 @@ def test_every_check_has_a_name_of_its_own_and_faults_come_first():
 
     found = examined(*moved(broken, z, views), cb.AllPairs(temperature=0.1))
     assert [finding.severity for finding in found.findings] == sorted(finding.severity for finding in found.findings)
-    assert {finding.name for finding in found.findings} == {"unbound pair", "modality gap"}
+    assert names_of(found) == [("unbound pair", "a", "c"), ("unbound pair", "b", "c"), ("modality gap", "a", "b")]
+    assert found.gap["a", "c"] > 0.3, "not said, because the pair is not even bound"
     assert len(CHECKS) == len({check.__name__ for check in CHECKS})
     assert all(isinstance(finding, Finding) for finding in found.findings)
     plain = json.loads(json.dumps(found.as_dict()))
@@ -309,9 +316,9 @@ def test_new_heads_find_what_a_fixed_anchor_did_not_ask_for(lost):
     found = cb.diagnose(binder, test, objective=objective, train=train, resamples=100)
     assert names_of(found) == [("lost pair", "m1", "m2")] and "anchor (m0)" in found.findings[0].sentence
     assert binder.fingerprint == before, "the binder is left as it was"
-    again = cb.diagnose(binder, test, objective=objective, train=train, resamples=100)
-    assert again.as_dict() == found.as_dict()
     made = realigned(binder, train, test)
+    again = theory.bounds(made, resamples=100).inter
+    assert again == found.reachable, "the same heads every time"
     assert torch.equal(made.present, torch.from_numpy(test.present)) and made.dim == binder.dim
     assert list(made.ids) == list(test.ids[:])
     some = realigned(binder, train.only(["m0", "m2"]), test.only(["m0", "m2"]), steps=2)
@@ -377,3 +384,31 @@ def test_a_run_gives_its_objective_back_with_what_it_learned(tmp_path):
     assert objective.anchor.scores.abs().max() > 0
     assert run_objective(tmp_path / "run" / "binder.safetensors", binder) is None
     assert isinstance(theory.bounds(binder.embed(data), anchor=objective.anchor).anchor["m0"], theory.Bound)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "theory.md").read_text()
+
+
+def test_the_code_on_the_page_runs_and_prints_what_it_says(capsys):
+    code, told = re.search(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", PAGE, flags=re.DOTALL).groups()
+    exec(code, {})
+    assert capsys.readouterr().out.split() == told.split()
+
+
+def test_the_page_tells_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "diagnosis.json").read_text())
+    healthy = {key: row for key, row in rows.items() if key.startswith("healthy/")}
+    assert (
+        f"**{len(healthy)} healthy binders, {sum(bool(row['findings']) for row in healthy.values())} findings**" in PAGE
+    )
+    extremes = re.findall(r"^\| (least|most|loss|seen)([\w ]*) \| ([\d.]+) \|", PAGE, flags=re.MULTILINE)
+    assert len(extremes) == 8
+    for first, rest, told in extremes:
+        values = [row[first + rest] for row in healthy.values() if row[first + rest] is not None]
+        assert f"{(max if first == 'most' else min)(values):.2f}" == told, first + rest
+    for key, row in rows.items():
+        if key not in healthy:
+            assert f"| {key} | {', '.join(row['findings']) or 'none'} |" in PAGE, key

@@ -258,8 +258,8 @@ def test_the_centroid_says_at_least_the_mean_of_its_pairs(count, samples, dim, t
 
 @pytest.fixture(scope="module", params=COUNTS)
 def trained(request):
-    data = cb.synthetic(300, request.param, missing=0.2)
-    binder = cb.fit(data, objective={"name": "centrobind", "temperature": 0.2}, dim=8, steps=20, show_progress=False)
+    data = cb.synthetic(200, request.param, missing=0.2)
+    binder = cb.fit(data, objective={"name": "centrobind", "temperature": 0.2}, dim=8, steps=8, show_progress=False)
     from centrobind.embedding import embed_views
 
     test = data.part("test")

@@ -14,7 +14,7 @@ from centrobind.progress import Watch, silent
 from centrobind.seeds import mix_seed, seeded
 from centrobind.types import Embeddings
 
-STEPS, BATCH, LR, DECAY = 200, 512, 3e-3, 0.05
+STEPS, BATCH, LR, DECAY = 200, 256, 3e-3, 0.05
 TEMPERATURE = 0.1  # the middle of what all pairs was best at on every data set tried; bounds choose their own anyway
 MOST_SAMPLES = 8192  # to learn 2 D numbers per feature from; a store may hold millions
 CHUNK = 1024
