@@ -19,7 +19,7 @@ errors types seeds data datasets inputs augment encoders model anchors infonce l
 run progress train embedding fitting evaluation tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store importing batches inspecting".split(),
+    "data": "samples store opening importing batches inspecting".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 

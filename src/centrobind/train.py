@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from centrobind.augment import augment
 from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
-from centrobind.data import Sampler, Samples
+from centrobind.data import ReadAhead, Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
 from centrobind.losses import Loss, Objective
 from centrobind.metrics import retrieval
@@ -55,14 +55,13 @@ def train(
         start = restore(modules, optimizer, sampler, best, *saved)
         run.forget_after(start)
     board = tensorboard_writer(run, settings)
-    batches = iter(sampler)
     binder.train()
     began = time.monotonic()
 
-    with stop_on_signal() as stopped:
+    with stop_on_signal() as stopped, ReadAhead(sampler, data.batch) as batches:
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
-            batch = binder.prepare(data.batch(next(batches)))
+            batch = binder.prepare(next(batches))
             with seeded(seed, step):
                 with towers_precision(binder, settings):
                     z, views = binder(batch), None
@@ -94,7 +93,7 @@ def train(
                     for key, value in record.items():
                         board.add_scalar(key, value, done)
             if run is not None and (done % settings.every("checkpoint") == 0 or last):
-                run.write_last(*snapshot(modules, optimizer, sampler, best, done))
+                run.write_last(*snapshot(modules, optimizer, batches, best, done))
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
                 raise RunError(f"stopped after step {done} of {settings.steps}{where}")
@@ -191,7 +190,7 @@ class Best:
 
 
 def snapshot(
-    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, sampler: Sampler, best: Best, step: int
+    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, batches: ReadAhead, best: Best, step: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that the rest of the run depends on, as tensors and JSON."""
     names = {value: name for name, value in modules.named_parameters()}
@@ -201,7 +200,7 @@ def snapshot(
         tensors |= {f"optimizer/{names[parameter]}/{key}": value for key, value in state.items()}
     state = {
         "step": step,
-        "sampler": sampler.state(),
+        "sampler": batches.state(),
         "best": {"score": best.score, "step": best.step} if best.step is not None else None,
         "binder": modules["towers"].describe(),
     }
