@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports only point left. The order is the way data flows.
 ORDER = """
 errors types seeds data datasets inputs augment encoders model anchors infonce losses joint objectives metrics config checkpoint
-run progress train embedding fitting evaluation tables plots report arena demo cli __main__
+run progress nonfinite train embedding fitting evaluation tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store opening importing batches inspecting".split(),
@@ -58,10 +58,10 @@ def test_no_file_is_longer_than_400_lines():
 def test_public_names():
     assert sorted(centrobind.__all__) == sorted(
         """
-        AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CheckpointError ConfigError DataError Embeddings
+        AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
         FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks evaluate fit fixed
-        geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks retrieval
+        geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )
@@ -94,6 +94,7 @@ def test_command_line():
         "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
         "inspect": ["--json", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
+        "replay": ["run"],
         "evaluate": ["--out", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],

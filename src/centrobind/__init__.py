@@ -36,6 +36,7 @@ _PUBLIC = {
     "glyphs": "datasets",
     "synthetic": "datasets",
     "xor": "datasets",
+    "replay": "nonfinite",
     "centroid": "anchors",
     "leave_one_out": "anchors",
     "fixed": "anchors",
@@ -61,6 +62,7 @@ _PUBLIC = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "RunError": "errors",
+    "CentrobindWarning": "errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]

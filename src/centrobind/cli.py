@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
-from centrobind.errors import CentrobindError
+from centrobind.errors import CentrobindError, CentrobindWarning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +116,16 @@ def train(
     with progress(checked.objective.name, checked.train.steps) as watch:
         run_config(checked, resume=resume, replace_run=force, watch=watch)
     typer.echo(f"binder: {Path(checked.out) / 'binder.safetensors'}")
+
+
+@app.command()
+def replay(run: Annotated[Path, typer.Argument(help="the folder of a run that stopped at such a step")]) -> None:
+    """Do the step again at which a run stopped because its loss or gradient was not finite, and say what was not."""
+    from centrobind.nonfinite import replay
+
+    again = replay(run)
+    typer.echo(f"step {again.step}: loss {again.loss}, gradient {again.gradient}")
+    typer.echo("\n".join(f"  not finite: {what}" for what in again.found) or "  everything is finite")
 
 
 @app.command()
@@ -253,8 +264,15 @@ def _print_inspection(store: str | Path, found: Any) -> None:
         console.print(f"  - {finding}", highlight=False, markup=False)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Ours without the line of code they come from; it means nothing to a user."""
+    ours = issubclass(category, CentrobindWarning)
+    typer.echo(f"centrobind: {message}" if ours else warnings.formatwarning(message, category, *where[:2]), err=True)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2, never a traceback."""
+    warnings.showwarning = _show_warning
     try:
         app(standalone_mode=True)
     except CentrobindError as error:

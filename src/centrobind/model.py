@@ -129,6 +129,15 @@ class Binder(nn.Module):
         return digest.hexdigest()[:16]
 
 
+def towers_precision(binder: Binder, precision: str) -> torch.autocast:
+    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
+
+    On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
+    """
+    half = precision == "bf16" or (precision == "auto" and binder.device.type == "cuda")
+    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
+
+
 def build_binder(
     samples: Samples,
     *,

@@ -18,9 +18,10 @@ from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import ReadAhead, Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
-from centrobind.losses import Loss, Objective
+from centrobind.losses import Objective
 from centrobind.metrics import retrieval
-from centrobind.model import Binder
+from centrobind.model import Binder, towers_precision
+from centrobind.nonfinite import nonfinite_step
 from centrobind.progress import Watch, silent
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
@@ -51,8 +52,9 @@ def train(
     optimizer = make_optimizer(modules, settings)
     sampler = Sampler(len(data), settings.batch_size or min(DEFAULT_BATCH, len(data)), seed)
     start, best = 0, Best()
-    if run is not None and (saved := run.read_last()) is not None:
-        start = restore(modules, optimizer, sampler, best, *saved)
+    if run is not None:
+        if (saved := run.read_last()) is not None:
+            start = restore(modules, optimizer, sampler, best, *saved)
         run.forget_after(start)
     board = tensorboard_writer(run, settings)
     binder.train()
@@ -63,16 +65,16 @@ def train(
             set_lr(optimizer, settings.lr * schedule(step, settings))
             batch = binder.prepare(next(batches))
             with seeded(seed, step):
-                with towers_precision(binder, settings):
+                with towers_precision(binder, settings.precision):
                     z, views = binder(batch), None
                     if settings.augment > 0:
                         views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
                 loss = objective(z, views=views)
-            if not torch.isfinite(loss.total):
-                raise RunError(_not_finite(step, loss, data, batch.ids))
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
             norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
+            if not torch.isfinite(loss.total + norm):
+                raise nonfinite_step(modules, batch, data.ids[batch.ids], settings, seed=seed, step=step, run=run)
             optimizer.step()
             objective.bound()
 
@@ -146,15 +148,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def towers_precision(binder: Binder, settings: TrainConfig) -> torch.autocast:
-    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
-
-    On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
-    """
-    half = settings.precision == "bf16" or (settings.precision == "auto" and binder.device.type == "cuda")
-    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
-
-
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
     """Mean and worst-pair retrieval on the validation samples."""
     scores = retrieval(binder.embed(valid))
@@ -217,16 +210,18 @@ def restore(
 ) -> int:
     """Put a snapshot back and return its step; CheckpointError if it belongs to another run."""
     parts: dict[str, dict[str, Tensor]] = {"towers": {}, "objective": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = value
     try:
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
         for name in ("towers", "objective"):
             modules[name].load_state_dict(parts[name])
         for name, parameter in modules.named_parameters():
             found = {
                 key.rpartition("/")[2]: value for key, value in parts["optimizer"].items() if key.startswith(name + "/")
             }
+            if any(value.ndim and value.shape != parameter.shape for value in found.values()):
+                raise ValueError(f"optimizer state of {name} has another shape")
             if found:
                 optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
@@ -234,8 +229,10 @@ def restore(
         sampler.load_state(state["sampler"])
         if state["best"] is not None:
             best.score, best.step = state["best"]["score"], state["best"]["step"]
-        return int(state["step"])
-    except (RuntimeError, KeyError, TypeError) as error:
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"step {state['step']!r}")
+        return state["step"]
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint belongs to a run with other data or settings ({error})") from None
 
 
@@ -269,12 +266,3 @@ def tensorboard_writer(run: RunFolder | None, settings: TrainConfig) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(run.path / "tensorboard"))
-
-
-def _not_finite(step: int, loss: Loss, data: Samples, rows: Any) -> str:
-    parts = [name for name, value in loss.parts.items() if not math.isfinite(value)]
-    first = data.ids[rows[:5]]
-    return (
-        f"the loss became {loss.total.item()} in step {step + 1} (not finite: {parts}; samples {first}, ...); "
-        "try a lower train.lr or a higher temperature"
-    )

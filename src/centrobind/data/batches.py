@@ -97,9 +97,7 @@ class Sampler:
         """DataError for numbers that no sampler of this many samples can have."""
         seed, epoch, seen = (int(state[key]) for key in ("seed", "epoch", "seen"))
         if seed < 0 or epoch < 0 or not 0 <= seen <= self.count:
-            raise DataError(
-                f"expected a place within {self.count} samples, got seed {seed}, epoch {epoch}, seen {seen}"
-            )
+            raise DataError(f"expected a place within {self.count} samples, got {dict(state)}")
         self.seed, self.epoch, self.seen = seed, epoch, seen
 
 

@@ -40,13 +40,15 @@ def write_store(path: str | Path, chunks: Iterable[Samples] | Samples, *, replac
     """
     path = Path(path)
     old = path.with_name(path.name + ".old")
-    if (old / "meta.json").is_file() and not path.exists():
-        old.rename(path)  # an import was killed between the two renames below
-    if path.exists() and not (replace and (path / "meta.json").is_file()):
-        raise StoreError(f"{path} exists already; choose another folder, or say replace (--force) to overwrite a store")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _folder_beside(path) as folder:
+        if (old / "meta.json").is_file() and not path.exists():
+            old.rename(path)  # an import was killed between the two renames below
+        if path.exists() and not (replace and (path / "meta.json").is_file()):
+            raise StoreError(
+                f"{path} exists already; choose another folder, or say replace (--force) to overwrite a store"
+            )
         with StoreWriter(folder) as writer:
             for chunk in [chunks] if isinstance(chunks, Samples) else chunks:
                 writer.append(chunk)
