@@ -46,8 +46,8 @@ class CentrobindWarning(UserWarning):
 def not_written(path: Path, error: OSError, needed: int | None = None) -> str:
     """The words for a file that could not be written: which, why, how much it needs and how much room is there."""
     try:
-        free = f", {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free on that disk"
+        free = f", {shutil.disk_usage(path.parent).free:,} bytes free on that disk"
     except OSError:
         free = ""
-    wants = "" if needed is None else f", it needs {needed / 1e6:,.1f} MB"
+    wants = "" if needed is None else f", it needs {needed:,} bytes"
     return f"{path}: could not be written ({error.strerror or error}{wants}{free})"

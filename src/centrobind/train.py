@@ -220,9 +220,12 @@ def restore(
             found = {
                 key.rpartition("/")[2]: value for key, value in parts["optimizer"].items() if key.startswith(name + "/")
             }
-            if any(value.ndim and value.shape != parameter.shape for value in found.values()):
-                raise ValueError(f"optimizer state of {name} has another shape")
             if found:
+                like = {key: (value.shape, value.dtype) for key, value in found.items() if key != "step"}
+                if like != dict.fromkeys(("exp_avg", "exp_avg_sq"), (parameter.shape, parameter.dtype)):
+                    raise ValueError(f"the optimizer's state of {name} is not AdamW's")
+                if found["step"].shape != () or found["step"].dtype != torch.float32:
+                    raise ValueError(f"the optimizer's step of {name} is no number")
                 optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
                 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from centrobind.data.samples import KINDS, NAME, Codes, Column, Samples, Strings
+from centrobind.data.samples import KINDS, NAME, NOT_AN_ARRAY, Codes, Column, Samples, Strings
 from centrobind.data.store import CATEGORIES, FORMAT, VERSION, checksum
 from centrobind.errors import StoreError
 
@@ -134,7 +134,7 @@ def _array(path: Path, name: str, dtype: type | None = None, shape: tuple[int, .
     try:
         empty = file.stat().st_size <= 128 and np.load(file, allow_pickle=False).size == 0
         array = np.load(file, mmap_mode=None if empty else "r", allow_pickle=False)  # an empty file cannot be mapped
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError) as error:
+    except NOT_AN_ARRAY as error:
         raise StoreError(f"{file}: cannot be read as an array ({error}); import the data again") from None
     if array.dtype.kind not in "biuf" or (dtype and array.dtype != dtype) or (shape and array.shape != shape):
         raise StoreError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,11 @@ from centrobind.errors import DataError, StoreError
 from centrobind.types import Batch
 
 KINDS = ("vector", "sequence", "image", "text")
+# All that numpy raises for an .npy file that is none; TokenError comes from its reading of Python 2's headers.
+NOT_AN_ARRAY = (
+    *(OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),
+    tokenize.TokenError,
+)
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
