@@ -224,6 +224,8 @@ def break_json(tree: Any, draw: random.Random) -> Any:
     """One place in a tree of JSON replaced, removed, renamed or added to."""
     tree = json.loads(json.dumps(tree))
     places = [(tree, key) for tree in _inner(tree) for key in (tree if isinstance(tree, dict) else range(len(tree)))]
+    if not places:
+        return draw.choice(HOSTILE)
     holder, key = draw.choice(places)
     how = draw.randrange(5)
     if how <= 2:
@@ -286,7 +288,8 @@ def break_store_file(path: Path, draw: random.Random) -> None:
     file.unlink()
     how = draw.randrange(6)
     if how == 0:
-        np.save(open(file, "wb"), np.array([Bomb()], dtype=object), allow_pickle=True)  # noqa: SIM115
+        with open(file, "wb") as pickled:
+            np.save(pickled, np.array([Bomb()], dtype=object), allow_pickle=True)
     elif how == 1:
         file.write_bytes(pickle.dumps(Bomb()))
     elif how == 2:

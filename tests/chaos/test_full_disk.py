@@ -1,26 +1,15 @@
 """A disk without room: what is said names the file, and what was there before is intact."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parents[1]
+from chaos.process import python
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "chaos.full_disk", str(tmp_path_factory.mktemp("full"))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(python("-m", "chaos.full_disk", tmp_path_factory.mktemp("full")))
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,17 @@
 """A few hundred cases of `make fuzz`, and proof that its watch would see what it is there to see."""
 
 import json
-import os
 import pickle
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 
 from chaos import fuzz
-
-HERE = Path(__file__).parents[1]
-
-
-def python(*arguments):
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+from chaos.process import python
 
 
 def test_broken_stores_and_checkpoints_end_in_our_own_errors(tmp_path):
-    done = python("-m", "chaos.fuzz", "--cases", "320", "--seed", "7", "--out", str(tmp_path / "fuzz.json"))
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    python("-m", "chaos.fuzz", "--cases", 320, "--seed", 7, "--out", tmp_path / "fuzz.json")
     found = json.loads((tmp_path / "fuzz.json").read_text())
     assert (found["cases"], found["crashed"], found["unpickled"], found["outside"]) == (320, 0, 0, 0)
     assert set(found["ways"]) == set(fuzz.WAYS)
@@ -37,7 +23,7 @@ def test_broken_stores_and_checkpoints_end_in_our_own_errors(tmp_path):
 def test_the_watch_sees_pickles_and_files_elsewhere(tmp_path):
     """The hook of a process cannot be taken off again, so this one is in another process."""
     code = """
-import os, pickle, sys
+import json, os, pickle, sys
 from pathlib import Path
 from chaos.fuzz import Watch
 inside = Path(sys.argv[1]) / "inside"
@@ -61,11 +47,9 @@ acts = {
     "listed": lambda: os.listdir("/etc"),
     "unpickled": lambda: pickle.loads(pickle.dumps(Path)),
 }
-print({name: tried(act) for name, act in acts.items()})
+print(json.dumps({name: tried(act) for name, act in acts.items()}))
 """
-    done = python("-c", code, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    seen = eval(done.stdout)
+    seen = json.loads(python("-c", code, tmp_path))
     assert seen == dict.fromkeys(seen, True) | {"read inside": False}
 
 
@@ -76,7 +60,7 @@ def test_every_way_breaks_something_and_says_the_same_for_the_same_seed(tmp_path
     fuzz.use_run(tmp_path / "run")
     for way, (what, harm, _) in fuzz.WAYS.items():
         changed = set()
-        for number in range(6):
+        for number in range(4):
             contents = []
             for copy in ("one", "other"):
                 folder = tmp_path / copy / f"{what} {way.split(':')[1]} {number}"
@@ -85,7 +69,7 @@ def test_every_way_breaks_something_and_says_the_same_for_the_same_seed(tmp_path
                 contents.append({path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()})
             assert contents[0] == contents[1], way
             changed.add(pickle.dumps(sorted(contents[0].items())))
-        assert len(changed) > 3, way
+        assert len(changed) > 2, way
 
 
 def test_the_sound_things_are_read_in_full(tmp_path):
