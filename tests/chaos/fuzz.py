@@ -66,6 +66,7 @@ TYPES = [
 ]
 
 
+LONGEST = 20  # seconds of processor time: a busy or paused machine is no flaw of ours
 CONFIG = "data: store\nout: run\nobjective: {name: leave_one_out}\n"
 
 
@@ -367,7 +368,7 @@ WAYS: dict[str, tuple[str, Callable[[Path, random.Random], None], Callable[[Path
 
 
 def too_long(*_: Any) -> None:
-    raise TimeoutError("a case took more than 20 seconds")
+    raise TimeoutError(f"a case took more than {LONGEST} seconds of the processor")
 
 
 def fuzz(folder: Path, cases: int, seed: int = 0) -> dict[str, Any]:
@@ -382,7 +383,7 @@ def fuzz(folder: Path, cases: int, seed: int = 0) -> dict[str, Any]:
     counts = {way: Counter() for way in WAYS}
     crashes: list[str] = []
     os.chdir(folder)
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     _limit_memory()
     for number in range(cases):
         way = list(WAYS)[number % len(WAYS)]
@@ -390,7 +391,7 @@ def fuzz(folder: Path, cases: int, seed: int = 0) -> dict[str, Any]:
         shutil.rmtree(inside, ignore_errors=True)
         shutil.copytree(sound / what, inside / what)
         harm(inside / what, random.Random(f"{seed} {number}"))
-        signal.alarm(20)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST)
         try:
             with watch(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -402,7 +403,7 @@ def fuzz(folder: Path, cases: int, seed: int = 0) -> dict[str, Any]:
             counts[way]["crashed"] += 1
             crashes.append(f"case {number}, {way}\n{traceback.format_exc()}")
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     assert not (folder / "pickle_was_opened").exists()
     ways = {
         way: {result: found[result] for result in ("refused", "opened", "crashed")} for way, found in counts.items()
