@@ -1,3 +1,4 @@
+import threading
 from itertools import islice
 
 import numpy as np
@@ -94,11 +95,18 @@ def test_reading_ahead_hands_out_the_same_batches_and_its_state_is_of_what_was_h
     samples = Samples.of({"a": np.arange(23.0)[:, None], "b": np.ones((23, 1))})
     plain_sampler = Sampler(23, 5, seed=3)
     expected = [(rows, plain_sampler.state()) for rows in islice(plain_sampler, 12)]
-    with ReadAhead(Sampler(23, 5, seed=3), samples.batch) as batches:
-        assert batches.state() == {"seed": 3, "epoch": 0, "seen": 0}
+    were_read = threading.Semaphore(0)
+
+    def read(rows):
+        were_read.release()
+        return samples.batch(rows)
+
+    with ReadAhead(Sampler(23, 5, seed=3), read) as batches:
+        assert were_read.acquire(timeout=10) and batches.state() == {"seed": 3, "epoch": 0, "seen": 0}
         for rows, state in expected:
             batch = next(batches)
             assert batch.ids.tolist() == rows.tolist() == batch.inputs["a"][:, 0].tolist()
+            assert were_read.acquire(timeout=10), "the next one is read, though nobody asked for it"
             assert batches.state() == state
 
 
