@@ -6,8 +6,11 @@
 Three modalities of 1024 float32 each, read in random order: little arithmetic for many bytes, so a hard case for the
 disk. The process that reads the store may have 1.5 GB resident, libraries and file pages included: it puts itself in a
 memory cgroup (v1 or v2) whose limit is 1.5 GB less what it has when it begins; where no cgroup can be made, RLIMIT_DATA
-limits its anonymous memory only, and the result says so. The store is dropped from the page cache first. Both ways take
-turns, an epoch each by default, and must end with the same weights.
+limits its anonymous memory only, and the result says so. The store is dropped from the page cache first.
+
+Both processes train at the same time but take turns of 50 steps, because the speed of a shared machine drifts by more
+than the difference: each turn of one is held against the turn of the other right after it. Default: an epoch of each;
+both must end with the same weights.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "big_store.json"
 MODALITIES, WIDTH, CHUNK, BATCH = ("a", "b", "c"), 1024, 8192, 256
 BYTES_A_SAMPLE = len(MODALITIES) * WIDTH * 4
 GB = 1e9
-FIRST = 10  # steps before the clock starts
+TURN, UNTIMED = 50, 5  # steps of a turn, and how many of them before its clock starts: a batch was read while it waited
 
 
 def made_up(count: int) -> Iterator[Samples]:
@@ -98,8 +101,8 @@ def leave_group(pid: int) -> None:
             (Path(root) / f"centrobind-{pid}").rmdir()
 
 
-def work(store: Path, where: str, steps: int, limit: float, threads: int, answer: Any) -> None:
-    """Train in this process, from the store or from memory, and answer with what it took."""
+def work(store: Path, where: str, steps: int, limit: float, threads: int, parent: Any) -> None:
+    """Train in this process, from the store or from memory, a turn whenever the parent says so."""
     torch.set_num_threads(threads)
     samples, how = open_store(store), "none"
     if where == "store":
@@ -108,35 +111,51 @@ def work(store: Path, where: str, steps: int, limit: float, threads: int, answer
         columns = {name: replace(column, values=np.array(column.values)) for name, column in samples.columns.items()}
         samples = replace(samples, columns=columns)
     most = memory()
-    times: list[float] = []
+    clock = 0.0
 
     def watch(done: int, **numbers: float) -> None:
-        times.append(time.perf_counter())
+        nonlocal clock
         if done % 10 == 0 or done == steps:
             for key, value in memory().items():
                 most[key] = max(most[key], value)
+        if done % TURN == UNTIMED:
+            clock = time.perf_counter()
+        if done % TURN == 0:
+            parent.send((TURN - UNTIMED) / (time.perf_counter() - clock))
+            parent.recv()
 
     settings = TrainConfig(steps=steps, batch_size=BATCH, tensorboard=False)
-    binder = train(build_binder(samples), LeaveOneOut(), samples, None, settings, watch=watch)
-    first = min(FIRST, steps - 2)
-    rate = (len(times) - 1 - first) / (times[-1] - times[first])
-    answer.send({"steps_a_second": rate, "limited_by": how, "fingerprint": binder.fingerprint, "peak_gb": most})
+    binder = build_binder(samples)
+    parent.send("ready")
+    parent.recv()
+    train(binder, LeaveOneOut(), samples, None, settings, watch=watch)
+    parent.send({"limited_by": how, "fingerprint": binder.fingerprint, "peak_gb": most})
 
 
-def in_a_process(target: Any, *arguments: Any) -> Any:
-    """What a forked process answers."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(*arguments, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise SystemExit(f"the process that was to train ended with {process.exitcode}; out of memory?") from None
-    finally:
-        process.join()
-        leave_group(process.pid)
+class Worker:
+    """A forked process and the line to it."""
+
+    def __init__(self, target: Any, *arguments: Any):
+        context = multiprocessing.get_context("fork")
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def answer(self) -> Any:
+        try:
+            return self.line.recv()
+        except EOFError:
+            self.process.join()
+            raise SystemExit(f"a process that trained ended with {self.process.exitcode}; out of memory?") from None
+
+    def go_on(self) -> Any:
+        self.line.send("go on")
+        return self.answer()
+
+    def end(self) -> None:
+        self.process.join()
+        leave_group(self.process.pid)
 
 
 def shared_pages(store: Path, answer: Any) -> None:
@@ -169,49 +188,56 @@ def shared_pages(store: Path, answer: Any) -> None:
     answer.send({key: round(value, 1) for key, value in found.items()})
 
 
-def measure(folder: Path, gb: float, steps: int | None, turns: int, limit: float, threads: int) -> dict[str, Any]:
+def measure(folder: Path, gb: float, steps: int | None, limit: float, threads: int) -> dict[str, Any]:
     count = max(2 * BATCH, round(gb * GB / BYTES_A_SAMPLE))
     began = time.perf_counter()
     store = write_store(folder / "store", made_up(count))
     written = time.perf_counter() - began
     size = sum(path.stat().st_size for path in store.iterdir())
-    steps = steps or -(-count // BATCH)
-    found: dict[str, list[dict[str, Any]]] = {"store": [], "memory": []}
-    for turn in range(turns):
+    steps = -(-(steps or -(-count // BATCH)) // TURN) * TURN
+    drop_from_page_cache(store)
+    workers = {}
+    for where in ("memory", "store"):  # the store last, so that the other has not just read all of it
+        workers[where] = Worker(work, store, where, steps, limit, threads)
+        assert workers[where].answer() == "ready"
+        drop_from_page_cache(store)
+    rates: dict[str, list[float]] = {"store": [], "memory": []}
+    for turn in range(steps // TURN):
         for where in ("store", "memory") if turn % 2 == 0 else ("memory", "store"):
-            drop_from_page_cache(store)
-            found[where].append(in_a_process(work, store, where, steps, limit, threads))
-            print(where, found[where][-1], flush=True)
-    rates = {where: statistics.median(one["steps_a_second"] for one in all_of) for where, all_of in found.items()}
-    peaks = {
-        where: {key: round(max(one["peak_gb"][key] for one in all_of), 3) for key in all_of[0]["peak_gb"]}
-        for where, all_of in found.items()
-    }
+            rates[where].append(workers[where].go_on())
+        print(turn, *(f"{where} {rate[-1]:.2f}" for where, rate in rates.items()), flush=True)
+    ends = {where: worker.go_on() for where, worker in workers.items()}
+    for worker in workers.values():
+        worker.end()
+    sharing = Worker(shared_pages, store)
+    pages = sharing.answer()
+    sharing.end()
+    ratios = [one / other for one, other in zip(rates["store"], rates["memory"])]
+    low, high = np.quantile(ratios, [0.25, 0.75])
     return {
         "store_gb": round(size / GB, 2),
         "samples": count,
         "bytes_a_sample": BYTES_A_SAMPLE,
         "batch": BATCH,
         "steps": steps,
-        "turns": turns,
         "threads": threads,
         "import_seconds": round(written, 1),
         "limit_gb": limit,
-        "limited_by": found["store"][0]["limited_by"],
-        "peak_gb": peaks,
-        "steps_a_second": {where: round(rate, 2) for where, rate in rates.items()},
-        "each_turn": {where: [round(one["steps_a_second"], 2) for one in all_of] for where, all_of in found.items()},
-        "store_to_memory": round(rates["store"] / rates["memory"], 3),
-        "same_weights": len({one["fingerprint"] for all_of in found.values() for one in all_of}) == 1,
-        "pages_of_one_of_two_processes": in_a_process(shared_pages, store),
+        "limited_by": ends["store"]["limited_by"],
+        "peak_gb": {where: {key: round(gb, 3) for key, gb in end["peak_gb"].items()} for where, end in ends.items()},
+        "steps_a_second": {where: round(statistics.median(rate), 2) for where, rate in rates.items()},
+        "turns": len(ratios),
+        "store_to_memory": round(statistics.median(ratios), 3),
+        "middle_half_of_turns": [round(low, 3), round(high, 3)],
+        "same_weights": ends["store"]["fingerprint"] == ends["memory"]["fingerprint"],
+        "pages_of_one_of_two_processes": pages,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=4.2, help="size of the store")
-    parser.add_argument("--steps", type=int, help="default: an epoch")
-    parser.add_argument("--turns", type=int, default=2, help="times each way")
+    parser.add_argument("--steps", type=int, help=f"a multiple of {TURN}; default: an epoch")
     parser.add_argument("--limit-gb", type=float, default=1.5)
     parser.add_argument("--threads", type=int, default=1, help="of torch; the read-ahead has one of its own")
     parser.add_argument("--folder", type=Path, help="where the store goes for the while; default: a temporary folder")
@@ -223,7 +249,7 @@ def main() -> None:
             raise SystemExit(
                 f"{name}: expected {options.gb * 1.1:.1f} GB free, got {free / GB:.1f}; say --folder or --gb"
             )
-        found = measure(Path(name), options.gb, options.steps, options.turns, options.limit_gb, options.threads)
+        found = measure(Path(name), options.gb, options.steps, options.limit_gb, options.threads)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
