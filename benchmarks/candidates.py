@@ -67,7 +67,7 @@ class Mixed(Objective):
                 each = ((found.forward + found.backward) / 2)[there]
                 share = (self.emphasis * each.detach()).softmax(0) if self.emphasis else 1 / len(each)
                 total = total + weight * (share * each).sum() / (2 if self.both else 1)
-        return Loss(total, lambda: {})
+        return Loss(total, dict)
 
 
 def _mixed(*terms, **options):
@@ -114,7 +114,7 @@ class Pooled(Objective):
                     there = z.present[a] & views.present[rest]
                 each = torch.logaddexp(negatives, match) - match
                 total.append(each[there].mean())
-        return Loss(sum(total) / len(total), lambda: {})
+        return Loss(sum(total) / len(total), dict)
 
 
 def pooled(*, temperature: float = 0.07, learn_temperature: bool = False) -> Objective:
@@ -135,7 +135,7 @@ class SharedAnchors(Objective):
     def compare(self, z: Embeddings, views: Embeddings) -> Loss:
         tau = self.temperature()
         made = anchors.leave_one_out(views)
-        m, n, d = z.z.shape
+        n = z.z.shape[1]
         logits = torch.einsum("mnd,kjd->mnkj", z.z, made.z) / tau
         eye = torch.eye(n, dtype=torch.bool)
         logits = logits.masked_fill(~made.present[None, None], -torch.inf)
@@ -145,7 +145,7 @@ class SharedAnchors(Objective):
         back = negatives.masked_fill(~z.present[:, :, None, None], -torch.inf).logsumexp((0, 1))
         back = torch.logaddexp(back, match) - match
         there = z.present & made.present
-        return Loss(((ahead + back) / 2)[there].mean(), lambda: {})
+        return Loss(((ahead + back) / 2)[there].mean(), dict)
 
 
 def shared_anchors(*, temperature: float = 0.07, learn_temperature: bool = False) -> Objective:

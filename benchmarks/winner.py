@@ -1,9 +1,9 @@
-"""Try candidates for the default objective on the validation parts of the arena's data. The test splits are not touched.
+"""Try candidates for the default objective on the validation parts of the arena's data; the test splits stay unseen.
 
     python benchmarks/winner.py NAME ...       adds to benchmarks/results/winner.json; prints the table so far
 
-NAME is an objective of the package or a function of benchmarks/candidates.py. Same encoders, starting points, data order
-and steps as benchmarks/arena.yaml, whose start stage (`centrobind compare`) must have run.
+NAME is an objective of the package or a function of benchmarks/candidates.py. Same encoders, starting points, data
+order and steps as benchmarks/arena.yaml, whose start stage (`centrobind compare`) must have run.
 """
 
 from __future__ import annotations
