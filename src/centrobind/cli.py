@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -106,15 +108,22 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
     force: Force = False,
 ) -> None:
-    """Train a binder as a YAML says; its folder gets checkpoints, metrics.jsonl and binder.safetensors."""
+    """Train a binder as a YAML says; its folder gets checkpoints, metrics.jsonl and binder.safetensors.
+
+    On 8 GPUs, or 8 processes: torchrun --nproc-per-node 8 -m centrobind train CONFIG. The result is the same.
+    """
     from centrobind.config import load_config
     from centrobind.fitting import run_config
-    from centrobind.progress import progress
+    from centrobind.progress import progress, silent
+    from centrobind.ranks import joined
 
-    checked = load_config(config, settings)
-    with progress(checked.objective.name, checked.train.steps) as watch:
-        run_config(checked, resume=resume, replace_run=force, watch=watch)
-    typer.echo(f"binder: {Path(checked.out) / 'binder.safetensors'}")
+    with joined() as team:
+        checked = team.from_leader(lambda: load_config(config, settings))
+        title, steps = checked.objective.name, checked.train.steps
+        with progress(title, steps) if team.leads else nullcontext(silent) as watch:
+            run_config(checked, resume=resume, replace_run=force, watch=watch)
+    if team.leads:
+        typer.echo(f"binder: {Path(checked.out) / 'binder.safetensors'}")
 
 
 @app.command()
@@ -258,7 +267,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except CentrobindError as error:
-        typer.echo(f"centrobind: {error}", err=True)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # told by torchrun
+        who = f"rank {os.environ.get('RANK')} of {ranks}: " if ranks > 1 else ""
+        if not error.said:
+            typer.echo(f"centrobind: {who}{error}", err=True)
         sys.exit(2)
 
 

@@ -29,6 +29,8 @@ class Batch:
     inputs: Mapping[str, Any]  # modality -> (number present, ...)
     present: Tensor  # (M, N) bool
     ids: np.ndarray  # (N,)
+    # Where several ranks share a batch: modality -> (how many inputs lie on the ranks before, how many on all of them).
+    place: Mapping[str, tuple[int, int]] | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -199,12 +199,19 @@ class Samples:
             raise DataError(f"split {split!r} is empty: none of the {len(self)} samples is in it")
         return self.take(picked)
 
-    def batch(self, samples: np.ndarray) -> Batch:
-        """These samples, values as stored."""
+    def batch(self, samples: np.ndarray, part: slice = slice(None)) -> Batch:
+        """These samples, values as stored; or a `part` of them, that knows its place in the whole."""
+        samples = np.asarray(samples)
+        present = np.stack([column.rows[samples] >= 0 for column in self.columns.values()])
+        here, place = present[:, part], None
+        if here.shape != present.shape:
+            before = present[:, : part.start].sum(1).tolist()
+            place = dict(zip(self.columns, zip(before, present.sum(1).tolist())))
         return Batch(
-            {name: column.take(samples) for name, column in self.columns.items()},
-            torch.from_numpy(np.stack([column.rows[samples] >= 0 for column in self.columns.values()])),
-            np.asarray(samples),
+            {name: column.take(samples[part]) for name, column in self.columns.items()},
+            torch.from_numpy(here),
+            samples[part],
+            place,
         )
 
 
