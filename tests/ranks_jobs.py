@@ -2,8 +2,10 @@
 
 import inspect
 import multiprocessing
+import os
 import signal
 import traceback
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,14 +15,15 @@ import torch.distributed as dist
 
 from centrobind.augment import augment
 from centrobind.config import TrainConfig
-from centrobind.data import Samples
-from centrobind.errors import CentrobindError
+from centrobind.data import Samples, train_and_valid
+from centrobind.errors import CentrobindError, RunError
 from centrobind.model import build_binder
 from centrobind.objectives import OBJECTIVES
-from centrobind.ranks import ALONE, joined
+from centrobind.ranks import joined
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
 from centrobind.train import train
+from conftest import mixed_samples
 
 ROWS = 11  # 5 + 6 on two ranks, 3 + 4 + 4 on three
 LAYOUTS = ("gaps", "one rank only", "a rank without a positive")
@@ -84,6 +87,98 @@ def gradients(team):
     return {case: gradient(team, *case) for case in CASES}
 
 
+# ---- whole runs -------------------------------------------------------------------------------------------------
+
+SETTINGS = TrainConfig(
+    steps=12, batch_size=16, validate_every=4, checkpoint_every=12, keep="last", log_every=1, tensorboard=False
+)
+
+
+@contextmanager
+def seen_rows(at=None, then=None):
+    """The rows of every batch that this process reads; in step `at` it does `then` besides."""
+    seen, plain = [], Samples.batch
+
+    def batch(self, rows, part=slice(None)):
+        made = plain(self, rows, part)
+        if part != slice(None):  # not when validating
+            seen.append(made.ids.tolist())
+            if len(seen) == at:
+                then()
+        return made
+
+    Samples.batch = batch
+    try:
+        yield seen
+    finally:
+        Samples.batch = plain
+
+
+def trained(team, path, name="random", settings=SETTINGS, resume=False, seed=0, samples=None):
+    """Weights at the end, in float64, and the rows that this rank read in each step."""
+    learn, valid = train_and_valid(samples or mixed_samples())
+    binder = build_binder(learn, dim=8, encoders={"vector": {"encoder": "mlp", "dropout": 0.2}}).double()
+    objective = make_objective(name, learn.modalities).double()
+    run = None
+    if team.leads:
+        run = RunFolder(path, resume=resume)
+        run.write_config("x: 1")
+    with seen_rows() as seen:
+        train(binder, objective, learn, valid, settings, seed=seed, run=run)
+    return binder.state_dict(), seen
+
+
+def interrupted(team, path, at=5):
+    """Ctrl-C on the last rank in a step; what every rank says then, and the rows it read."""
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # torchrun passes on what the terminal has sent already
+
+    with seen_rows(at, twice if team.rank == team.size - 1 else int) as seen:
+        try:
+            trained(team, path)
+        except RunError as error:
+            return str(error), error.said, seen
+    return None
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------
+
+
+def said(make):
+    try:
+        make()
+    except CentrobindError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def mistakes(team, folder):
+    """What each rank says to mistakes that only some ranks can see."""
+    rows = np.arange(60)  # the first half has a, the second b, the last two both: hardly a batch has a positive
+
+    def nothing_to_learn():
+        present = {"a": (rows < 30) | (rows > 57), "b": rows >= 30}
+        learn = Samples.of({"a": np.eye(60), "b": np.eye(60)}, present=present)
+        binder = build_binder(learn, dim=4)
+        settings = SETTINGS.model_copy(update={"batch_size": 4, "steps": 60})
+        train(binder, make_objective("leave_one_out", learn.modalities), learn, None, settings)
+
+    return {
+        "another seed": said(lambda: trained(team, folder / "a", seed=team.rank)),
+        "a taken folder": said(lambda: team.from_leader(lambda: RunFolder(folder / "a"))),
+        "no positive": said(nothing_to_learn),
+        "fine": said(lambda: team.from_leader(lambda: None)),
+    }
+
+
+def one_dies(team, folder):
+    """A rank is killed in step 3; the others must not wait for it."""
+    with seen_rows(3, (lambda: os._exit(9)) if team.rank == 1 else int):
+        return said(lambda: trained(team, folder))
+
+
 def start(size, jobs, folder: Path) -> list[dict]:
     """Run functions of this module on so many ranks; what each rank found, by job, or the traceback of its error."""
     context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before it has threads
@@ -92,9 +187,10 @@ def start(size, jobs, folder: Path) -> list[dict]:
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(100)
+        rank.join(120)
         rank.kill()
-    return [torch.load(folder / f"{rank}of{size}.pt", weights_only=False) for rank in range(size)]
+    files = [folder / f"{rank}of{size}.pt" for rank in range(size)]
+    return [torch.load(file, weights_only=False) if file.exists() else {} for file in files]
 
 
 def _rank(rank, size, jobs, folder):
