@@ -95,7 +95,9 @@ def test_another_number_of_ranks_goes_on_with_every_sample_once(found, alone, fo
 def test_what_one_rank_finds_wrong_is_said_on_all(found):
     first, second = (ranks["mistakes"] for ranks in found[2])
     assert first == second
-    assert "the ranks differ in data or settings: rank 0 has" in first["another seed"]
+    assert first["another seed"].endswith(
+        "the ranks do not run the same: rank 0 has {'seed': 0}, rank 1 has {'seed': 1}"
+    )
     assert first["a taken folder"].startswith("RunError") and "already holds a run" in first["a taken folder"]
     assert "DataError: nothing to learn from in this batch" in first["no positive"]
     assert first["fine"] is None

@@ -46,7 +46,7 @@ def image(x: Tensor, strength: float, draw: Generator) -> Tensor:
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     shift = 0.15 * strength
     turn = torch.stack([cos, -sin, shift * dx, sin, cos, shift * dy], dim=1).view(n, 2, 3)
-    grid = F.affine_grid(turn, list(x.shape), align_corners=False)
+    grid = F.affine_grid(turn.to(x.dtype), list(x.shape), align_corners=False)
     moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     tall = _stretch(n, height, 0.3 * strength, x, draw)
     wide = _stretch(n, width, 0.3 * strength, x, draw)

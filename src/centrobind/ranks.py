@@ -10,7 +10,7 @@ parameters' gradients is the gradient of the one loss, whatever of it was comput
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -93,9 +93,9 @@ class Team:
         """The sum over ranks, on every rank, with gradient."""
         return value if self.size == 1 else _Sum.apply(value, self)
 
-    def logsumexp(self, value: Tensor) -> Tensor:
-        """log sum exp over ranks, on every rank, with gradient; -inf where it is on all of them."""
-        return value if self.size == 1 else _LogSumExp.apply(value, self)
+    def max(self, value: Tensor) -> Tensor:
+        """The maximum over ranks, on every rank, without gradient."""
+        return value if self.size == 1 else self._reduce(value.detach().clone(), dist.ReduceOp.MAX)
 
     @torch.no_grad()
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -146,17 +146,19 @@ class Team:
         error.said = not self.leads
         return error
 
-    def check_same(self, what: str, value: Any) -> None:
-        """RunError on every rank if they do not agree on a value: other data, another version, other settings."""
+    def check_same(self, what: Mapping[str, Any]) -> None:
+        """RunError on every rank if they do not agree: other data, other settings, another version."""
         if self.size == 1:
             return
         found: list[Any] = [None] * self.size
         with self._answering():
-            dist.all_gather_object(found, value)
-        for rank, other in enumerate(found):
-            if other != found[0]:
-                error = RunError(f"the ranks differ in {what}: rank 0 has {found[0]}, rank {rank} has {other}")
-                raise self.agreed(error)
+            dist.all_gather_object(found, dict(what))
+        for rank, theirs in enumerate(found):
+            if differ := [key for key in found[0] if theirs.get(key) != found[0][key]]:
+                here, there = ({key: about.get(key) for key in differ} for about in (found[0], theirs))
+                raise self.agreed(
+                    RunError(f"the ranks do not run the same: rank 0 has {here}, rank {rank} has {there}")
+                )
 
     @contextmanager
     def dividing(self) -> Iterator[None]:
@@ -330,22 +332,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.team._reduce(gradient.clone(), dist.ReduceOp.SUM), None
-
-
-class _LogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value: Tensor, team: Team) -> Tensor:
-        highest = team._reduce(value.clone(), dist.ReduceOp.MAX)
-        shift = torch.where(highest.isfinite(), highest, 0)  # -inf - -inf is NaN
-        total = team._reduce((value - shift).exp(), dist.ReduceOp.SUM).log() + shift
-        ctx.team = team
-        ctx.save_for_backward((value - torch.where(total.isfinite(), total, 0)).exp())
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (share,) = ctx.saved_tensors
-        return ctx.team._reduce(gradient.clone(), dist.ReduceOp.SUM) * share, None
 
 
 def _buckets(values: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -49,7 +49,7 @@ def train(
     check_trainable(data, objective, settings)
     team = our_team()
     present = dict(zip(data.modalities, data.present.sum(1).tolist()))
-    team.check_same("data or settings", {"present": present, "seed": seed, **settings.model_dump()})
+    team.check_same({"samples with": present, "seed": seed, **settings.model_dump()})
     if not team.leads:
         valid, run, watch = None, None, silent
     for name in objective.frozen:
