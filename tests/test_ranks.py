@@ -1,14 +1,27 @@
 """Several ranks give what one process gives: gradients, weights, resumed runs, errors. Gloo on this machine."""
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import centrobind
 import ranks_jobs
-from centrobind.ranks import ALONE
+from centrobind.checkpoint import load
+from centrobind.config import load_config
+from centrobind.data import write_store
+from centrobind.encoders import Dropout
+from centrobind.fitting import run_config
+from centrobind.ranks import ALONE, Team, gather, placed
+from centrobind.run import RunFolder
+from centrobind.types import Embeddings
 
 SIZES = (2, 3)
 
@@ -109,3 +122,97 @@ def test_a_rank_that_dies_does_not_leave_the_others_waiting(folder):
     jobs = ranks_jobs.start(2, [("one_dies", folder / "dies" / "run")], folder / "dies")
     assert time.monotonic() - began < 60
     assert jobs[1] == {} and "RunError: another rank stopped, so this one cannot go on" in jobs[0]["one_dies"]
+
+
+# ---- the command line -------------------------------------------------------------------------------------------
+
+
+def torchrun(folder, *command):
+    """Two processes, as a user starts them; what they say."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
+    source = str(Path(centrobind.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": source}
+    return subprocess.run(start, capture_output=True, text=True, timeout=120, cwd=folder, env=environment)
+
+
+@pytest.fixture
+def config(tmp_path, mixed):
+    write_store(tmp_path / "store", mixed)
+    settings = "{steps: 4, batch_size: 16, keep: last, tensorboard: false, log_every: 1}"
+    text = f"data: store\nout: OUT\ndim: 8\nobjective: {{name: leave_one_out}}\ntrain: {settings}\n"
+    for out in ("one", "two"):
+        (tmp_path / f"{out}.yaml").write_text(text.replace("OUT", out))
+    return tmp_path
+
+
+def test_torchrun_trains_what_one_process_trains(config, monkeypatch):
+    done = torchrun(config, "-m", "centrobind", "train", "two.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("binder: two/binder.safetensors") == 1
+    monkeypatch.chdir(config)
+    expected = run_config(load_config("one.yaml")).state_dict()
+    assert apart(load(config / "two").state_dict().values(), expected.values()) < 1e-4
+    one, two = (RunFolder(config / out, resume=True).read_log() for out in ("one", "two"))
+    assert [r["step"] for r in two] == [1, 2, 3, 4]
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
+
+
+def test_an_error_on_one_rank_is_told_by_its_name_and_ends_the_run(config):
+    (config / "break.py").write_text(
+        """import os
+from centrobind.cli import main
+from centrobind.data import Samples
+from centrobind.errors import DataError
+
+plain, steps = Samples.batch, []
+
+def batch(self, rows, part=slice(None)):
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 3:
+        raise DataError("this node has a bad disk")
+    return plain(self, rows, part)
+
+Samples.batch = batch
+main()
+"""
+    )
+    done = torchrun(config, "break.py", "train", "two.yaml")
+    assert done.returncode != 0
+    assert "centrobind: rank 1 of 2: this node has a bad disk" in done.stderr
+    assert "Traceback" not in done.stderr.split("rank 1 of 2")[0]
+
+
+# ---- the pieces -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 30])
+def test_parts_cover_a_batch_once_and_evenly(size, count):
+    parts = [Team(rank, size).part(count) for rank in range(size)]
+    assert [row for part in parts for row in range(count)[part]] == list(range(count))
+    assert Team(0, size).parts(count) == [part.stop - part.start for part in parts]
+    assert max(Team(0, size).parts(count)) - min(Team(0, size).parts(count)) <= 1
+
+
+def test_alone_nothing_happens():
+    z = Embeddings(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ("a", "b"))
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    gradient = layer.weight.grad
+    ALONE.average(layer.parameters())
+    assert ALONE.gather(z, None) == (z, None) and gather(z) is z and layer.weight.grad is gradient
+    assert ALONE.sum(z.z) is z.z and ALONE.max(z.z) is z.z and ALONE.any(True) and not ALONE.any(False)
+    assert ALONE.from_leader(lambda: z) is z
+
+
+def test_dropout_is_torchs_and_the_same_for_a_sample_on_any_rank():
+    x = torch.randn(7, 5)
+    torch.manual_seed(0)
+    expected = nn.Dropout(0.4)(x)
+    torch.manual_seed(0)
+    assert torch.equal(Dropout(0.4)(x), expected)
+    for first, stop in ((0, 3), (3, 3), (3, 7)):
+        torch.manual_seed(0)
+        with placed((first, 7)):
+            assert torch.equal(Dropout(0.4)(x[first:stop]), expected[first:stop])
+    assert torch.equal(Dropout(0.4).eval()(x), x)

@@ -112,13 +112,14 @@ def train(
 
     On 8 GPUs, or 8 processes: torchrun --nproc-per-node 8 -m centrobind train CONFIG. The result is the same.
     """
-    from centrobind.config import load_config
+    from centrobind.config import check_config, load_config
     from centrobind.fitting import run_config
     from centrobind.progress import progress, silent
     from centrobind.ranks import joined
 
     with joined() as team:
-        checked = team.from_leader(lambda: load_config(config, settings))
+        checked = team.from_leader(lambda: load_config(config, settings).model_dump(mode="json"))
+        checked = check_config(checked, str(config))
         title, steps = checked.objective.name, checked.train.steps
         with progress(title, steps) if team.leads else nullcontext(silent) as watch:
             run_config(checked, resume=resume, replace_run=force, watch=watch)
