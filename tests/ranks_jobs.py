@@ -6,6 +6,7 @@ import os
 import signal
 import traceback
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -137,6 +138,43 @@ def interrupted(team, path, at=5):
     return None
 
 
+COUNTED = {"leave_one_out": 4, "all_pairs": 12, "gram": 0}
+
+
+def counted(team):
+    """What one step hands to the collectives, (which, bytes), and the trained numbers and tensors."""
+    return {(name, augment): exchanges(name, augment) for name in COUNTED for augment in (0, 1)}
+
+
+def exchanges(name, augment):
+    calls, steps, samples = [], [], Samples.of({n: np.eye(14) + m for m, n in enumerate("abcd")})
+    samples = replace(samples, columns=samples.columns | {"t": Samples.of({"t": ["x y", "z"] * 7}).columns["t"]})
+    samples = samples.only("abct")
+    plain = {how: getattr(dist, how) for how in ("all_reduce", "all_gather", "reduce_scatter", "broadcast")}
+
+    def counting(how):
+        def call(*args, **options):
+            sent = args[0] if how in ("all_reduce", "broadcast") else args[1]  # the others: (output, input)
+            sent = sent if isinstance(sent, list) else [sent]
+            calls.append((how, sum(value.numel() * value.element_size() for value in sent)))
+            return plain[how](*args, **options)
+
+        return call
+
+    settings = TrainConfig(steps=3, batch_size=14, augment=augment, tensorboard=False)
+    binder, objective = build_binder(samples, dim=8), make_objective(name, samples.modalities)
+    trained = [v for module in (binder, objective) for v in module.parameters()]
+    for how in plain:
+        setattr(dist, how, counting(how))
+    try:
+        with seen_rows(2, lambda: steps.append(len(calls))), seen_rows(3, lambda: steps.append(len(calls))):
+            train(binder, objective, samples, None, settings)
+    finally:
+        for how, function in plain.items():
+            setattr(dist, how, function)
+    return calls[steps[0] : steps[1]], sum(v.numel() for v in trained), len(trained)
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +213,8 @@ def one_dies(team, folder):
 
 def start(size, jobs, folder: Path) -> list[dict]:
     """Run functions of this module on so many ranks; what each rank found, by job, or the traceback of its error."""
-    context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before it has threads
-    context.set_forkserver_preload(["centrobind.fitting"])
+    context = multiprocessing.get_context("forkserver")  # imports torch once, forks before it has threads
+    context.set_forkserver_preload(["centrobind.fitting", "torch._dynamo"])
     ranks = [context.Process(target=_rank, args=(rank, size, jobs, folder)) for rank in range(size)]
     for rank in ranks:
         rank.start()

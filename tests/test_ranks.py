@@ -19,7 +19,7 @@ from centrobind.config import load_config
 from centrobind.data import write_store
 from centrobind.encoders import Dropout
 from centrobind.fitting import run_config
-from centrobind.ranks import ALONE, Team, gather, placed
+from centrobind.ranks import ALONE, Team, bytes_per_step, gather, placed
 from centrobind.run import RunFolder
 from centrobind.types import Embeddings
 
@@ -35,10 +35,18 @@ def folder(tmp_path_factory):
 def found(folder):
     """What each rank of a group of two, then of three, brings home."""
     path = folder / "interrupted on 2"
-    jobs = [("gradients",), ("trained", folder / "on 2"), ("interrupted", path), ("mistakes", folder / "mistakes")]
+    jobs = [
+        ("gradients",),
+        ("trained", folder / "on 2"),
+        ("interrupted", path),
+        ("mistakes", folder / "mistakes"),
+        ("counted",),
+    ]
     made = {2: ranks_jobs.start(2, jobs, folder)}
     shutil.copytree(path, folder / "interrupted on 2, resumed alone")
-    made[3] = ranks_jobs.start(3, [("gradients",), ("trained", path, "random", ranks_jobs.SETTINGS, True)], folder)
+    made[3] = ranks_jobs.start(
+        3, [("gradients",), ("trained", path, "random", ranks_jobs.SETTINGS, True), ("counted",)], folder
+    )
     for ranks in made.values():
         for jobs in ranks:
             for result in jobs.values():
@@ -122,6 +130,23 @@ def test_a_rank_that_dies_does_not_leave_the_others_waiting(folder):
     jobs = ranks_jobs.start(2, [("one_dies", folder / "dies" / "run")], folder / "dies")
     assert time.monotonic() - began < 60
     assert jobs[1] == {} and "RunError: another rank stopped, so this one cannot go on" in jobs[0]["one_dies"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_bytes_of_a_step_are_those_that_were_counted(size, found):
+    ring = {
+        "all_reduce": lambda n: 2 * n * (size - 1) / size,
+        "all_gather": lambda n: n * (size - 1),
+        "reduce_scatter": lambda n: n * (size - 1) / size,
+        "broadcast": lambda n: n,
+    }
+    for rank in range(size):
+        for (name, augment), (calls, numbers, tensors) in found[size][rank]["counted"].items():
+            about = {"modalities": 4, "samples": 14, "dim": 8, "texts": 1, "parameters": numbers, "tensors": tensors}
+            comparisons = ranks_jobs.COUNTED[name] // (1 if augment or name != "all_pairs" else 2)
+            expected = bytes_per_step(ranks=size, comparisons=comparisons, views=augment > 0, **about)
+            assert sum(ring[how](sent) for how, sent in calls) == pytest.approx(sum(expected.values()))
+            assert all(value > 0 for key, value in expected.items() if key != "columns" or comparisons)
 
 
 # ---- the command line -------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from centrobind.types import Batch, Embeddings
 
 Made = TypeVar("Made")
 
+DRAWS = 5056  # bytes of the state of torch's CPU generator
 BUCKET = 2**23  # numbers a gradient exchange holds at a time, 32 MB: long enough to fill a link, short next to a model
 
 
@@ -308,6 +309,38 @@ def drawn_for_all(rows: int, draw: Callable[[int], Tensor], axis: int = 0) -> Te
     """
     place = _place.get()
     return draw(rows) if place is None else draw(place[1]).narrow(axis, place[0], rows)
+
+
+def bytes_per_step(
+    *,
+    ranks: int,
+    modalities: int,
+    samples: int,
+    dim: int,
+    parameters: int,
+    comparisons: int | None = None,
+    views: bool = True,
+    tensors: int = 0,
+    texts: int = 0,
+) -> dict[str, float]:
+    """Bytes that each rank sends in a step of training, in float32, by what they carry.
+
+    `samples`: of the whole batch. `parameters`: numbers that are trained, in so many `tensors`. `comparisons`: InfoNCE
+    terms that are divided, M by default, M (M - 1) for all_pairs, 0 for the joint objectives. `texts`: modalities of
+    text. Every exchange runs around a ring (Patarasuk and Yuan 2009): of n bytes on each rank, an all-gather sends
+    (K - 1) n, a reduce-scatter (K - 1) / K n, an all-reduce both of these on n / K, a broadcast n.
+    """
+    share, both = (ranks - 1) / ranks, 2 if views else 1
+    rows = -(-samples // ranks)  # everybody sends as many as the rank that has most
+    comparisons = modalities if comparisons is None else comparisons
+    columns = 8 * comparisons * samples + 16 + 16 * comparisons if comparisons else 0
+    few = 8 * texts + tensors + 1  # widths of texts, which gradients there are, whether to stop
+    return {
+        "embeddings": 2 * (ranks - 1) * rows * both * modalities * dim * 4,  # there, and their gradients back
+        "columns": 2 * share * columns,
+        "parameters": 2 * share * 4 * parameters,
+        "rest": (ranks - 1) * rows * modalities + 2 * share * few + DRAWS,
+    }
 
 
 class _Gather(torch.autograd.Function):
