@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from centrobind.augment import augment
 from centrobind.config import TrainConfig
@@ -20,10 +21,11 @@ from centrobind.data import Samples, train_and_valid
 from centrobind.errors import CentrobindError, RunError
 from centrobind.model import build_binder
 from centrobind.objectives import OBJECTIVES
-from centrobind.ranks import joined
+from centrobind.ranks import gather, joined
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
 from centrobind.train import train
+from centrobind.types import Embeddings
 from conftest import mixed_samples
 
 ROWS = 11  # 5 + 6 on two ranks, 3 + 4 + 4 on three
@@ -80,6 +82,19 @@ def gradient(team, name, count, layout):
 
 def gradients(team):
     return {case: gradient(team, *case) for case in CASES}
+
+
+def own_loop(team):
+    """Gradients as in docs/scale.md: towers of one's own in DDP, all ranks' embeddings gathered, the plain loss."""
+    torch.manual_seed(0)
+    x, tower = torch.randn(2, 7, 3, dtype=torch.float64), torch.nn.Linear(3, 4).double()
+    x = x[:, team.part(7)]
+    run = DistributedDataParallel(tower) if team.size > 1 else tower
+    a, b = run(x.flatten(0, 1)).unflatten(0, (2, -1))
+    present = torch.arange(7)[team.part(7)] != 2
+    loss = OBJECTIVES["leave_one_out"]()
+    loss(gather(Embeddings.of({"a": a, "b": b}, present={"a": present}))).total.backward()
+    return [value.grad for value in tower.parameters()]
 
 
 # ---- whole runs -------------------------------------------------------------------------------------------------

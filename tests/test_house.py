@@ -61,7 +61,7 @@ def test_public_names():
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CheckpointError ConfigError DataError Embeddings
         FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks evaluate fit fixed
-        geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks retrieval
+        gather geometry glyphs joined leave_one_out load load_embeddings open_store own_view random_modality read_chunks retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )

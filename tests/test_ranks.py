@@ -18,8 +18,9 @@ from centrobind.checkpoint import load
 from centrobind.config import load_config
 from centrobind.data import write_store
 from centrobind.encoders import Dropout
+from centrobind.errors import RunError
 from centrobind.fitting import run_config
-from centrobind.ranks import ALONE, Team, bytes_per_step, gather, placed
+from centrobind.ranks import ALONE, Team, bytes_per_step, gather, joined, placed
 from centrobind.run import RunFolder
 from centrobind.types import Embeddings
 
@@ -41,11 +42,12 @@ def found(folder):
         ("interrupted", path),
         ("mistakes", folder / "mistakes"),
         ("counted",),
+        ("own_loop",),
     ]
     made = {2: ranks_jobs.start(2, jobs, folder)}
     shutil.copytree(path, folder / "interrupted on 2, resumed alone")
     made[3] = ranks_jobs.start(
-        3, [("gradients",), ("trained", path, "random", ranks_jobs.SETTINGS, True), ("counted",)], folder
+        3, [("gradients",), ("trained", path, "random", ranks_jobs.SETTINGS, True), ("counted",), ("own_loop",)], folder
     )
     for ranks in made.values():
         for jobs in ranks:
@@ -81,6 +83,13 @@ def test_gradients_are_those_of_one_process(case, found):
             assert gradients.keys() == expected.keys()
             assert apart(gradients.values(), expected.values()) < 1e-9
         assert found[size][0]["gradients"][case][2] == pytest.approx(parts)
+
+
+def test_a_loop_of_ones_own_needs_gather_and_nothing_else(found):
+    expected = ranks_jobs.own_loop(ALONE)
+    for size in SIZES:
+        for rank in range(size):
+            assert apart(found[size][rank]["own_loop"], expected) < 1e-10
 
 
 def test_a_run_ends_with_the_weights_of_one_process(found, alone):
@@ -205,6 +214,14 @@ main()
     assert done.returncode != 0
     assert "centrobind: rank 1 of 2: this node has a bad disk" in done.stderr
     assert "Traceback" not in done.stderr.split("rank 1 of 2")[0]
+
+
+def test_without_torchrun_there_is_nobody_to_join(monkeypatch):
+    with joined() as team:
+        assert team is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match=r"could not join the other ranks .*RANK.*; start them with torchrun"), joined():
+        pass
 
 
 # ---- the pieces -------------------------------------------------------------------------------------------------
