@@ -18,9 +18,9 @@ from centrobind.errors import DataError
 from centrobind.fused import ALONE, Ranks, fused_infonce
 from centrobind.ranks import dividing
 
-# Samples up to which one matrix is faster than tiles, measured on 2 cores with 3 and 4 modalities of 64 to 256
-# dimensions: up to here it fits into the caches.
-DENSE_UP_TO = 512
+# Samples up to which one matrix is as fast as tiles, measured with 3, 4 and 12 pairs of 64 and 256 dimensions on a CPU:
+# level at 128, from 256 on tiles are faster (up to 3 times there), because autograd's five matrices leave the caches.
+DENSE_UP_TO = 128
 
 
 class InfoNCE(NamedTuple):
