@@ -97,10 +97,23 @@ def own_loop(team):
     return [value.grad for value in tower.parameters()]
 
 
+def agreement(team):
+    """Draws inside `dividing` after each rank drew another number of times, and weights after `spread`."""
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.fill_(team.rank)
+    team.spread(layer)
+    with seeded(0):
+        torch.rand(team.rank + 1)
+        with team.dividing():
+            drawn = torch.rand(3)
+    return drawn, layer.weight.detach()
+
+
 # ---- whole runs -------------------------------------------------------------------------------------------------
 
 SETTINGS = TrainConfig(
-    steps=12, batch_size=16, validate_every=4, checkpoint_every=12, keep="last", log_every=1, tensorboard=False
+    steps=12, batch_size=16, lr=0.02, validate_every=1, checkpoint_every=12, log_every=1, tensorboard=False
 )
 
 

@@ -22,6 +22,7 @@ from centrobind.errors import RunError
 from centrobind.fitting import run_config
 from centrobind.ranks import ALONE, Team, bytes_per_step, gather, joined, placed
 from centrobind.run import RunFolder
+from centrobind.seeds import seeded
 from centrobind.types import Embeddings
 
 SIZES = (2, 3)
@@ -36,19 +37,12 @@ def folder(tmp_path_factory):
 def found(folder):
     """What each rank of a group of two, then of three, brings home."""
     path = folder / "interrupted on 2"
-    jobs = [
-        ("gradients",),
-        ("trained", folder / "on 2"),
-        ("interrupted", path),
-        ("mistakes", folder / "mistakes"),
-        ("counted",),
-        ("own_loop",),
-    ]
-    made = {2: ranks_jobs.start(2, jobs, folder)}
+    jobs = [("gradients",), ("counted",), ("own_loop",), ("agreement",)]
+    on_two = [("trained", folder / "on 2"), ("interrupted", path), ("mistakes", folder / "mistakes")]
+    made = {2: ranks_jobs.start(2, jobs + on_two, folder)}
     shutil.copytree(path, folder / "interrupted on 2, resumed alone")
-    made[3] = ranks_jobs.start(
-        3, [("gradients",), ("trained", path, "random", ranks_jobs.SETTINGS, True), ("counted",), ("own_loop",)], folder
-    )
+    on_three = [("trained", path, "random", ranks_jobs.SETTINGS, True)]
+    made[3] = ranks_jobs.start(3, jobs + on_three, folder)
     for ranks in made.values():
         for jobs in ranks:
             for result in jobs.values():
@@ -58,8 +52,11 @@ def found(folder):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """The same run in this process, uninterrupted."""
-    return ranks_jobs.trained(ALONE, folder / "alone")
+    """The same run in this process, uninterrupted; its best weights are not its last."""
+    made = ranks_jobs.trained(ALONE, folder / "alone")
+    scores = [record["valid/mean/mrr"] for record in RunFolder(folder / "alone", resume=True).read_log()]
+    assert max(scores) > scores[-1]
+    return made
 
 
 def apart(one, other):
@@ -90,6 +87,16 @@ def test_a_loop_of_ones_own_needs_gather_and_nothing_else(found):
     for size in SIZES:
         for rank in range(size):
             assert apart(found[size][rank]["own_loop"], expected) < 1e-10
+
+
+def test_whatever_ranks_did_before_they_draw_and_start_alike(found):
+    with seeded(0):
+        torch.rand(1)
+        expected = torch.rand(3)
+    for size in SIZES:
+        for rank in range(size):
+            drawn, weights = found[size][rank]["agreement"]
+            assert torch.equal(drawn, expected) and not weights.any()
 
 
 def test_a_run_ends_with_the_weights_of_one_process(found, alone):
