@@ -1,6 +1,7 @@
 """Do several ranks compute the gradient of one process, and what does a second process cost?
 
     python benchmarks/ranks.py            writes benchmarks/results/ranks.json, about 4 minutes on 2 cores
+    python benchmarks/ranks.py --tables   only the tables of docs/scale.md again
 
 Parity: every objective on the same 96 samples with gaps, gradients of all towers on 2 and 3 gloo ranks, in float32,
 next to those of one process; and the two usual slips in place of ours:
@@ -16,7 +17,9 @@ from __future__ import annotations
 import inspect
 import json
 import multiprocessing
+import re
 import statistics
+import sys
 import tempfile
 import time
 from datetime import timedelta
@@ -39,6 +42,7 @@ from centrobind.train import train
 from centrobind.types import Embeddings
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
+DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 FORMS = ("ours", "local loss", "cut gather")
 SIZES = (2, 3)
 PER_RANK = (256, 1024)
@@ -51,22 +55,66 @@ EXAMPLES = {  # ranks, samples of the whole batch, dimensions, trained numbers
 
 
 def main() -> None:
+    if "--tables" not in sys.argv:
+        RESULTS.write_text(json.dumps(measured(), indent=1) + "\n")
+    text = DOCS.read_text()
+    for name, made in tables(json.loads(RESULTS.read_text())).items():
+        text = re.sub(f"(<!-- {name} table -->\n).*?(<!-- /{name} table -->)", rf"\1{made}\2", text, flags=re.DOTALL)
+    DOCS.write_text(text)
+
+
+def measured() -> dict:
     alone = {name: gradient(ALONE, "ours", name) for name in OBJECTIVES}
     parity = {name: {} for name in OBJECTIVES}
     for size in SIZES:
-        found = start(size, parity_on_this_rank)
-        for name, forms in found.items():
+        for name, forms in start(size, parity_on_this_rank).items():
             parity[name][str(size)] = {form: compared(made, alone[name]) for form, made in forms.items()}
-    scaling = weak_scaling()
     traffic = {
         label: bytes_per_step(ranks=k, modalities=3, samples=n, dim=d, parameters=p)
         for label, (k, n, d, p) in EXAMPLES.items()
     }
-    found = {"torch": torch.__version__, "parity": parity, "weak_scaling": scaling, "bytes_per_step": traffic}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    for name, sizes in parity.items():
-        print(f"{name:<15}" + "  ".join(f"{form} {about}" for form, about in sizes["2"].items()))
-    print(scaling, traffic, sep="\n")
+    return {
+        "torch": torch.__version__,
+        "parity": parity,
+        "weak_scaling": weak_scaling(),
+        "bytes_per_step": traffic,
+    }
+
+
+def tables(found: dict) -> dict[str, str]:
+    """The tables of docs/scale.md in Markdown, by name."""
+    parity = [
+        [
+            f"`{name}`",
+            *(
+                f"{sizes[str(size)]['ours']['difference']:.0e}, {sizes[str(size)]['ours']['cosine']:.4f}"
+                for size in SIZES
+            ),
+            *(f"{sizes['2'][form]['cosine']:.4f}, {sizes['2'][form]['length']:.2f}" for form in FORMS[1:]),
+        ]
+        for name, sizes in found["parity"].items()
+    ]
+    heads = [f"ours on {size} ranks: difference, cosine" for size in SIZES]
+    heads += [f"{form}: cosine, length" for form in FORMS[1:]]
+    traffic = [
+        [label, *map(str, EXAMPLES[label]), *(f"{sent / 1e6:,.2f}" for sent in kinds.values())]
+        for label, kinds in found["bytes_per_step"].items()
+    ]
+    sent = list(next(iter(found["bytes_per_step"].values())))
+    scaling = [
+        [per_rank, *(f"{about[size]:.3f}" for size in ("one", "two")), f"{about['throughput']:.2f}"]
+        for per_rank, about in found["weak_scaling"].items()
+    ]
+    return {
+        "parity": table(["objective", *heads], parity),
+        "bytes": table(["", "K", "N", "D", "P", *sent], traffic),
+        "scaling": table(["samples per process", "1 process, s", "2 processes, s", "throughput"], scaling),
+    }
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 # ---- parity -----------------------------------------------------------------------------------------------------
@@ -98,7 +146,7 @@ def gradient(team: Team, form: str, name: str) -> torch.Tensor:
     with seeded(0):
         z, views = binder(batch), binder(augment(batch, binder.kinds, seed=(1, 2)))
         if form == "ours":
-            z, views = team.gather(z, views, ids=rows)
+            z, views = team.gather(z, views, ids=batch.whole)
             with team.dividing():
                 loss = objective(z, views=views).total
         elif form == "cut gather":

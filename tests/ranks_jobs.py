@@ -71,7 +71,7 @@ def gradient(team, name, count, layout):
     batch = team.level(binder.prepare(samples.batch(rows, team.part(len(rows)))))
     with seeded(1, 2):
         z, views = binder(batch), binder(augment(batch, binder.kinds, seed=(3, 4)))
-        z, views = team.gather(z, views, ids=rows)
+        z, views = team.gather(z, views, ids=batch.whole)
         with team.dividing():
             loss = objective(z, views=views)
     loss.total.backward()

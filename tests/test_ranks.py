@@ -1,6 +1,9 @@
 """Several ranks give what one process gives: gradients, weights, resumed runs, errors. Gloo on this machine."""
 
+import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +23,14 @@ from centrobind.data import write_store
 from centrobind.encoders import Dropout
 from centrobind.errors import RunError
 from centrobind.fitting import run_config
+from centrobind.objectives import OBJECTIVES
 from centrobind.ranks import ALONE, Team, bytes_per_step, gather, joined, placed
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
 from centrobind.types import Embeddings
 
 SIZES = (2, 3)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +270,29 @@ def test_dropout_is_torchs_and_the_same_for_a_sample_on_any_rank():
         with placed((first, 7)):
             assert torch.equal(Dropout(0.4)(x[first:stop]), expected[first:stop])
     assert torch.equal(Dropout(0.4).eval()(x), x)
+
+
+# ---- docs/scale.md ----------------------------------------------------------------------------------------------
+
+SCALE = ROOT / "docs" / "scale.md"
+
+
+def test_the_tables_come_from_the_results_file():
+    spec = importlib.util.spec_from_file_location("ranks_benchmark", ROOT / "benchmarks" / "ranks.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    found = json.loads(benchmark.RESULTS.read_text())
+    assert found["parity"].keys() == OBJECTIVES.keys()
+    for sizes in found["parity"].values():
+        for forms in sizes.values():
+            assert forms["ours"]["difference"] < 1e-5 and forms["ours"]["cosine"] > 0.99999
+    for name, table in benchmark.tables(found).items():
+        assert f"<!-- {name} table -->\n{table}<!-- /{name} table -->" in SCALE.read_text()
+
+
+def test_the_loop_in_the_docs_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", SCALE.read_text(), flags=re.DOTALL)
+    z1, z2 = torch.randn(2, 6, 4, requires_grad=True)
+    z1.retain_grad()
+    exec(compile(code, "docs/scale.md", "exec"), {"z1": z1, "z2": z2, "has_audio": torch.arange(6) > 0})
+    assert z1.grad.any()

@@ -87,7 +87,7 @@ def run_config(
     team = our_team()
     samples = configured_samples(config, samples)
     learn, held_out = train_and_valid(samples, valid=config.train.valid, seed=config.seed)
-    objective = make_objective(config.objective, samples.modalities)
+    objective = make_objective(config.objective, samples.modalities).to(team.device)
     encoders = {name: about.encoder_spec() for name, about in (config.modalities or {}).items()}
     binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed).to(team.device)
     if config.init is not None:

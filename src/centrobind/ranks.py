@@ -46,8 +46,8 @@ class Team:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes: the CPU, or a GPU of its own."""
-        if self.size > 1 and dist.get_backend() == "nccl":
+        """Where this rank computes: on a GPU of its own, else on the CPU."""
+        if torch.cuda.is_available() and (self.size == 1 or dist.get_backend() == "nccl"):
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
@@ -113,11 +113,12 @@ class Team:
             for value, part in zip(bucket, mean.split(sizes)):
                 value.grad = part.view_as(value).clone()
 
-    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether it is so on any rank; the same answer on all of them."""
         if self.size == 1:
             return flag
-        return bool(self._reduce(torch.tensor([flag], dtype=torch.uint8, device=device), dist.ReduceOp.MAX).item())
+        flags = torch.tensor([flag], dtype=torch.uint8, device=self.device)
+        return bool(self._reduce(flags, dist.ReduceOp.MAX).item())
 
     @torch.no_grad()
     def spread(self, module: nn.Module) -> None:

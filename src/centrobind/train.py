@@ -79,7 +79,7 @@ def train(
                     z, views = binder(batch), None
                     if settings.augment > 0:
                         views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
-                z, views = team.gather(z, views, ids=rows)
+                z, views = team.gather(z, views, ids=batch.whole)
                 with team.dividing():
                     loss = objective(z, views=views)
             if not torch.isfinite(loss.total):

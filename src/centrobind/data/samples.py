@@ -203,16 +203,12 @@ class Samples:
         """These samples, values as stored; or a `part` of them, that knows its place in the whole."""
         samples = np.asarray(samples)
         present = np.stack([column.rows[samples] >= 0 for column in self.columns.values()])
-        here, place = present[:, part], None
-        if here.shape != present.shape:
-            before = present[:, : part.start].sum(1).tolist()
-            place = dict(zip(self.columns, zip(before, present.sum(1).tolist())))
-        return Batch(
-            {name: column.take(samples[part]) for name, column in self.columns.items()},
-            torch.from_numpy(here),
-            samples[part],
-            place,
-        )
+        inputs = {name: column.take(samples[part]) for name, column in self.columns.items()}
+        batch = Batch(inputs, torch.from_numpy(present[:, part]), samples[part])
+        if len(batch) == len(samples):
+            return batch
+        before, of = present[:, : part.start].sum(1).tolist(), present.sum(1).tolist()
+        return replace(batch, whole=samples, place=dict(zip(self.columns, zip(before, of))))
 
 
 def column(name: str, values: Any, present: Any = None, kind: str | None = None) -> Column:
