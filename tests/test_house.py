@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs augment encoders model anchors fused infonce losses joint objectives metrics config checkpoint
+errors types seeds data datasets inputs augment encoders model gradcache anchors fused infonce losses joint objectives metrics config checkpoint
 run progress train embedding fitting evaluation tables plots report arena demo cli __main__
 """.split()
 INSIDE = {

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,14 @@ from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
+from centrobind.gradcache import GradCache
 from centrobind.losses import Loss, Objective
 from centrobind.metrics import retrieval
 from centrobind.model import Binder
 from centrobind.progress import Watch, silent
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
+from centrobind.types import Batch, Embeddings
 
 DEFAULT_BATCH = 256
 
@@ -56,6 +58,7 @@ def train(
         run.forget_after(start)
     board = tensorboard_writer(run, settings)
     batches = iter(sampler)
+    towers = in_precision(binder, settings)
     binder.train()
     began = time.monotonic()
 
@@ -63,16 +66,19 @@ def train(
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
             batch = binder.prepare(data.batch(next(batches)))
+            cache = None if settings.chunk is None else GradCache(towers, settings.chunk, seed, step)
             with seeded(seed, step):
-                with towers_precision(binder, settings):
-                    z, views = binder(batch), None
-                    if settings.augment > 0:
-                        views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
+                embed = towers if cache is None else cache
+                z, views = embed(batch), None
+                if settings.augment > 0:
+                    views = embed(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
                 loss = objective(z, views=views)
             if not torch.isfinite(loss.total):
                 raise RunError(_not_finite(step, loss, data, batch.ids))
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
+            if cache is not None:
+                cache.backward()
             norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
             optimizer.step()
             objective.bound()
@@ -147,13 +153,18 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def towers_precision(binder: Binder, settings: TrainConfig) -> torch.autocast:
-    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
+def in_precision(binder: Binder, settings: TrainConfig) -> Callable[[Batch], Embeddings]:
+    """The towers, in bfloat16 where it pays; unit vectors and losses are float32 in any case.
 
     On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
     """
     half = settings.precision == "bf16" or (settings.precision == "auto" and binder.device.type == "cuda")
-    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
+
+    def towers(batch: Batch) -> Embeddings:
+        with torch.autocast(binder.device.type, torch.bfloat16, enabled=half):
+            return binder(batch)
+
+    return towers
 
 
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
