@@ -140,7 +140,8 @@ def seen_rows(at=None, then=None):
 def trained(team, path, name="random", settings=SETTINGS, resume=False, seed=0, samples=None):
     """Weights at the end, in float64, and the rows that this rank read in each step."""
     learn, valid = train_and_valid(samples or mixed_samples())
-    binder = build_binder(learn, dim=8, encoders={"vector": {"encoder": "mlp", "dropout": 0.2}}).double()
+    dropout = 0.2 if settings.chunk is None else 0.0  # in chunks a sample's draws hang on its place in the chunk
+    binder = build_binder(learn, dim=8, encoders={"vector": {"encoder": "mlp", "dropout": dropout}}).double()
     objective = make_objective(name, learn.modalities).double()
     run = None
     if team.leads:
@@ -149,6 +150,12 @@ def trained(team, path, name="random", settings=SETTINGS, resume=False, seed=0, 
     with seen_rows() as seen:
         train(binder, objective, learn, valid, settings, seed=seed, run=run)
     return binder.state_dict(), seen
+
+
+def in_chunks(team, path):
+    """The weights after three steps, in chunks of five samples on several ranks, in one of all on one."""
+    chunk = 5 if team.size > 1 else 100
+    return trained(team, path, settings=SETTINGS.model_copy(update={"steps": 3, "chunk": chunk}))[0]
 
 
 def interrupted(team, path, at=5):
@@ -247,7 +254,7 @@ def start(size, jobs, folder: Path) -> list[dict]:
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
+        rank.join(400)
         rank.kill()
     files = [folder / f"{rank}of{size}.pt" for rank in range(size)]
     return [torch.load(file, weights_only=False) if file.exists() else {} for file in files]
@@ -256,7 +263,7 @@ def start(size, jobs, folder: Path) -> list[dict]:
 def _rank(rank, size, jobs, folder):
     torch.set_num_threads(1)
     meet = f"file://{folder / f'meet{size}'}"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size, timeout=timedelta(minutes=5))
     made = {}
     with joined() as team:
         for name, *args in jobs:

@@ -15,8 +15,8 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs ranks augment encoders model anchors fused infonce losses joint objectives metrics
-config checkpoint run progress train embedding fitting evaluation tables plots report arena demo cli __main__
+errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
+metrics config checkpoint run progress train embedding fitting evaluation tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store importing batches inspecting".split(),

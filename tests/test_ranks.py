@@ -44,15 +44,21 @@ def found(folder):
     path = folder / "interrupted on 2"
     jobs = [("gradients",), ("counted",), ("own_loop",), ("agreement",)]
     on_two = [("trained", folder / "on 2"), ("interrupted", path), ("mistakes", folder / "mistakes")]
-    made = {2: ranks_jobs.start(2, jobs + on_two, folder)}
+    on_two.append(("in_chunks", folder / "in chunks on 2"))
+    made = {2: sound(ranks_jobs.start(2, jobs + on_two, folder))}
     shutil.copytree(path, folder / "interrupted on 2, resumed alone")
     on_three = [("trained", path, "random", ranks_jobs.SETTINGS, True)]
-    made[3] = ranks_jobs.start(3, jobs + on_three, folder)
-    for ranks in made.values():
-        for jobs in ranks:
-            for result in jobs.values():
-                assert not isinstance(result, str), result
+    made[3] = sound(ranks_jobs.start(3, jobs + on_three, folder))
     return made
+
+
+def sound(ranks):
+    """What ranks found, unless one of them failed."""
+    for jobs in ranks:
+        assert jobs, "a rank died"
+        for result in jobs.values():
+            assert not isinstance(result, str), result
+    return ranks
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,12 @@ def test_a_run_ends_with_the_weights_of_one_process(found, alone):
         assert all(torch.equal(same[name], found[2][0]["trained"][0][name]) for name in same), "ranks drifted apart"
         assert all(len(few) in (len(all_) // 2, len(all_) - len(all_) // 2) for few, all_ in zip(part, rows))
     assert together(ranks["trained"][1] for ranks in found[2]) == rows
+
+
+def test_chunks_of_a_ranks_part_change_nothing(found, folder):
+    expected = ranks_jobs.in_chunks(ALONE, folder / "in one chunk")
+    for ranks in found[2]:
+        assert apart(ranks["in_chunks"].values(), expected.values()) < 1e-8
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(found, folder):

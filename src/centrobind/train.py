@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
+from centrobind.gradcache import GradCache
 from centrobind.losses import Loss, Objective
 from centrobind.metrics import retrieval
 from centrobind.model import Binder
@@ -25,6 +26,7 @@ from centrobind.progress import Watch, silent
 from centrobind.ranks import team as our_team
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
+from centrobind.types import Batch, Embeddings
 
 DEFAULT_BATCH = 256
 
@@ -66,6 +68,7 @@ def train(
     team.spread(modules)
     board = tensorboard_writer(run, settings)
     batches = iter(sampler)
+    towers = in_precision(binder, settings)
     binder.train()
     began = time.monotonic()
 
@@ -74,11 +77,12 @@ def train(
             set_lr(optimizer, settings.lr * schedule(step, settings))
             rows = next(batches)  # of all ranks together, each takes its part
             batch = team.level(binder.prepare(data.batch(rows, team.part(len(rows)))))
+            cache = None if settings.chunk is None else GradCache(towers, settings.chunk, seed, step)
             with seeded(seed, step):
-                with towers_precision(binder, settings):
-                    z, views = binder(batch), None
-                    if settings.augment > 0:
-                        views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
+                embed = towers if cache is None else cache
+                z, views = embed(batch), None
+                if settings.augment > 0:
+                    views = embed(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
                 z, views = team.gather(z, views, ids=batch.whole)
                 with team.dividing():
                     loss = objective(z, views=views)
@@ -86,6 +90,8 @@ def train(
                 raise team.agreed(RunError(_not_finite(step, loss, data, rows)))
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
+            if cache is not None:
+                cache.backward()
             team.average(modules.parameters())
             norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
             optimizer.step()
@@ -162,13 +168,18 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def towers_precision(binder: Binder, settings: TrainConfig) -> torch.autocast:
-    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
+def in_precision(binder: Binder, settings: TrainConfig) -> Callable[[Batch], Embeddings]:
+    """The towers, in bfloat16 where it pays; unit vectors and losses are float32 in any case.
 
     On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
     """
     half = settings.precision == "bf16" or (settings.precision == "auto" and binder.device.type == "cuda")
-    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
+
+    def towers(batch: Batch) -> Embeddings:
+        with torch.autocast(binder.device.type, torch.bfloat16, enabled=half):
+            return binder(batch)
+
+    return towers
 
 
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
