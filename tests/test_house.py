@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports only point left. The order is the way data flows.
 ORDER = """
 errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
-metrics config checkpoint run progress train embedding fitting evaluation tables plots report arena demo cli __main__
+metrics config checkpoint run progress train embedding fitting memory evaluation tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store importing batches inspecting".split(),
@@ -92,7 +92,7 @@ def test_command_line():
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed"],
         "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
-        "inspect": ["--json", "--verify", "store"],
+        "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
         "evaluate": ["--out", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],

@@ -86,11 +86,20 @@ def import_(
 
 @app.command()
 def inspect(
-    store: Store,
+    store: Annotated[Optional[str], typer.Argument(help="a store, or a built-in set: glyphs, synthetic, xor")] = None,  # noqa: UP045
+    plan: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="instead: the memory that the run of this YAML will need, by batch size"),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="read every file against its checksum")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Show what is in a store: counts, shapes, what is missing, labels, and what looks wrong."""
+    if (store is None) == (plan is None):
+        raise CentrobindError("inspect: expected a store, or --plan with the YAML of a run, and not both")
+    if plan is not None:
+        _print_plan(plan, as_json)
+        return
     from centrobind.data import inspect_samples, open_store
     from centrobind.fitting import open_data
 
@@ -261,6 +270,33 @@ def _print_inspection(store: str | Path, found: Any) -> None:
     console.print("[bold]findings[/bold]:" + ("" if found.findings else " nothing looks wrong"))
     for finding in found.findings:
         console.print(f"  - {finding}", highlight=False, markup=False)
+
+
+def _print_plan(path: Path, as_json: bool) -> None:
+    from rich.table import Table
+
+    from centrobind.config import load_config
+    from centrobind.memory import plan
+
+    config = load_config(path)
+    needs = [vars(need) for need in plan(config)]
+    if as_json:
+        typer.echo(json.dumps(needs, indent=1))
+        return
+    table = Table(title=f"{path}: memory of tensors in MB, by batch size", title_justify="left")
+    for head in needs[0]:
+        table.add_column(head.replace("_", " "), justify="right")
+    for need in needs:
+        size, *rest = need.values()
+        table.add_row(str(size), *(f"{value / 1e6:,.1f}" for value in rest))
+    console = Console()
+    console.print(table)
+    chunk = "" if config.train.chunk is None else f", {config.train.chunk} of them at a time in the towers"
+    console.print(
+        f"Measured on small batches and scaled{chunk}. python and its libraries need about 400 MB more, and so do "
+        "data that are not read from a store.",
+        highlight=False,
+    )
 
 
 def main() -> None:

@@ -196,7 +196,8 @@ class _Tiles:
         return torch.zeros(len(self.work.pairs), samples, dtype=torch.float64, device=self.query.device)
 
     def buffer(self) -> Tensor:
-        return torch.empty(self.size[0] * self.size[1], dtype=self.dtype, device=self.query.device)
+        rows, cols = min(self.n, self.size[0]), min(self.N, self.size[1])
+        return torch.empty(rows * cols, dtype=self.dtype, device=self.query.device)
 
     def some(self, x: Tensor, present: Tensor, gaps: bool) -> Tensor:
         """Rows in the numbers we compute with, zeros where absent: an absent row may be NaN, and 0 * NaN is NaN."""

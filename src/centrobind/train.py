@@ -118,6 +118,8 @@ def train(
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
                 raise team.agreed(RunError(f"stopped after step {done} of {settings.steps}{where}"))
+            # Or a graph that nobody walked back, such as of the views beside a fixed anchor, outlives the next forward.
+            del z, views, loss, cache
 
     if board is not None:
         board.close()
