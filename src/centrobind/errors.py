@@ -15,6 +15,8 @@ line they end the program with exit code 2 and no traceback. Anything else that 
 class CentrobindError(ValueError):
     """A mistake that the user can mend; the message says how."""
 
+    said = False  # whether another rank says it already
+
 
 class DataError(CentrobindError):
     """The arrays, names, labels or shapes that were handed in do not fit together."""

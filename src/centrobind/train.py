@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,15 @@ from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
+from centrobind.gradcache import GradCache
 from centrobind.losses import Loss, Objective
 from centrobind.metrics import retrieval
 from centrobind.model import Binder
 from centrobind.progress import Watch, silent
+from centrobind.ranks import team as our_team
 from centrobind.run import RunFolder
 from centrobind.seeds import seeded
+from centrobind.types import Batch, Embeddings
 
 DEFAULT_BATCH = 256
 
@@ -43,43 +46,60 @@ def train(
 
     With a `run` that holds a checkpoint, goes on from there, to the same weights as if it had never stopped.
     Raises DataError, ConfigError or RunError; on Ctrl-C it finishes the step, writes a checkpoint and stops.
+    With other ranks (see ranks) the result is the same: each takes a part of every batch, the first one writes.
     """
     check_trainable(data, objective, settings)
+    team = our_team()
+    present = dict(zip(data.modalities, data.present.sum(1).tolist()))
+    team.check_same({"samples with": present, "seed": seed, **settings.model_dump()})
+    if not team.leads:
+        valid, run, watch = None, None, silent
     for name in objective.frozen:
         binder.towers[name].requires_grad_(False)
     modules = nn.ModuleDict({"towers": binder, "objective": objective})
     optimizer = make_optimizer(modules, settings)
     sampler = Sampler(len(data), settings.batch_size or min(DEFAULT_BATCH, len(data)), seed)
     start, best = 0, Best()
-    if run is not None and (saved := run.read_last()) is not None:
+    saved = team.from_leader(lambda: None if run is None else run.read_last())
+    if saved is not None:
         start = restore(modules, optimizer, sampler, best, *saved)
-        run.forget_after(start)
+        if run is not None:
+            run.forget_after(start)
+    team.spread(modules)
     board = tensorboard_writer(run, settings)
     batches = iter(sampler)
+    towers = in_precision(binder, settings)
     binder.train()
     began = time.monotonic()
 
-    with stop_on_signal() as stopped:
+    with stop_on_signal(at_once=team.size == 1) as stopped:
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
-            batch = binder.prepare(data.batch(next(batches)))
+            rows = next(batches)  # of all ranks together, each takes its part
+            batch = team.level(binder.prepare(data.batch(rows, team.part(len(rows)))))
+            cache = None if settings.chunk is None else GradCache(towers, settings.chunk, seed, step)
             with seeded(seed, step):
-                with towers_precision(binder, settings):
-                    z, views = binder(batch), None
-                    if settings.augment > 0:
-                        views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
-                loss = objective(z, views=views)
+                embed = towers if cache is None else cache
+                z, views = embed(batch), None
+                if settings.augment > 0:
+                    views = embed(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
+                z, views = team.gather(z, views, ids=batch.whole)
+                with team.dividing():
+                    loss = objective(z, views=views)
             if not torch.isfinite(loss.total):
-                raise RunError(_not_finite(step, loss, data, batch.ids))
+                raise team.agreed(RunError(_not_finite(step, loss, data, rows)))
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
+            if cache is not None:
+                cache.backward()
+            team.average(modules.parameters())
             norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
             optimizer.step()
             objective.bound()
 
             done = step + 1
             watch(done, loss=loss.total.item())
-            last = done == settings.steps or stopped()  # asked once: what stops below must be saved above
+            last = done == settings.steps or team.any(stopped())  # asked once: what stops below must be saved above
             record: dict[str, Any] = {}
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
@@ -97,12 +117,15 @@ def train(
                 run.write_last(*snapshot(modules, optimizer, sampler, best, done))
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
-                raise RunError(f"stopped after step {done} of {settings.steps}{where}")
+                raise team.agreed(RunError(f"stopped after step {done} of {settings.steps}{where}"))
+            # Or a graph that nobody walked back, such as of the views beside a fixed anchor, outlives the next forward.
+            del z, views, loss, cache
 
     if board is not None:
         board.close()
-    if settings.keep == "best" and best.step is not None:
+    if settings.keep == "best" and best.step is not None and team.leads:
         best.put_back(binder, run)
+    team.spread(binder)
     for name in objective.frozen:
         binder.towers[name].requires_grad_(True)
     if run is not None:
@@ -147,13 +170,18 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def towers_precision(binder: Binder, settings: TrainConfig) -> torch.autocast:
-    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
+def in_precision(binder: Binder, settings: TrainConfig) -> Callable[[Batch], Embeddings]:
+    """The towers, in bfloat16 where it pays; unit vectors and losses are float32 in any case.
 
     On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
     """
     half = settings.precision == "bf16" or (settings.precision == "auto" and binder.device.type == "cuda")
-    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
+
+    def towers(batch: Batch) -> Embeddings:
+        with torch.autocast(binder.device.type, torch.bfloat16, enabled=half):
+            return binder(batch)
+
+    return towers
 
 
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
@@ -241,15 +269,18 @@ def restore(
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Any]:
-    """Ctrl-C or SIGTERM asks the loop to stop after this step; a second Ctrl-C stops at once."""
+def stop_on_signal(at_once: bool = True) -> Iterator[Any]:
+    """Ctrl-C or SIGTERM asks the loop to stop after this step; a second one stops it at once.
+
+    Not so with other ranks (`at_once` False): torchrun passes every signal on, so that one Ctrl-C comes twice.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if at_once and asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 

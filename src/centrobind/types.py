@@ -29,6 +29,10 @@ class Batch:
     inputs: Mapping[str, Any]  # modality -> (number present, ...)
     present: Tensor  # (M, N) bool
     ids: np.ndarray  # (N,)
+    # Where several ranks share a batch, each has a part of the `whole` (its ids), and `place` says for each modality
+    # how many of the whole's inputs lie before this part's, and how many there are.
+    whole: np.ndarray | None = None
+    place: Mapping[str, tuple[int, int]] | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
