@@ -15,8 +15,8 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs augment encoders model anchors infonce losses joint objectives metrics config checkpoint
-run progress nonfinite train embedding fitting evaluation tables plots report arena demo cli __main__
+errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
+metrics config checkpoint run progress step nonfinite train embedding fitting memory evaluation tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store opening importing batches inspecting".split(),
@@ -61,7 +61,7 @@ def test_public_names():
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
         FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks evaluate fit fixed
-        geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
+        gather geometry glyphs joined leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )
@@ -92,7 +92,7 @@ def test_command_line():
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed"],
         "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
-        "inspect": ["--json", "--verify", "store"],
+        "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
         "replay": ["run"],
         "evaluate": ["--out", "--split", "run", "store"],

@@ -179,7 +179,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched(mixed):
 
 def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
     """Dropout, random anchors and views: a step that repeated the draws of another would be a silent flaw."""
-    from centrobind import train as loop
+    from centrobind import step as loop
 
     seeds = []
     plain = loop.augment

@@ -56,6 +56,8 @@ _PUBLIC = {
     "FABind": "objectives",
     "AllPairs": "losses",
     "Unimodal": "objectives",
+    "gather": "ranks",
+    "joined": "ranks",
     "CentrobindError": "errors",
     "DataError": "errors",
     "StoreError": "errors",

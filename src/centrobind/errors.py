@@ -18,6 +18,8 @@ from pathlib import Path
 class CentrobindError(ValueError):
     """A mistake that the user can mend; the message says how."""
 
+    said = False  # whether another rank says it already
+
 
 class DataError(CentrobindError):
     """The arrays, names, labels or shapes that were handed in do not fit together."""

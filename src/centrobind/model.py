@@ -17,6 +17,7 @@ from centrobind.data import Samples
 from centrobind.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.errors import ConfigError, DataError
 from centrobind.inputs import INPUTS
+from centrobind.ranks import placed
 from centrobind.seeds import seeded
 from centrobind.types import Batch, Embeddings, unit
 
@@ -70,7 +71,8 @@ class Binder(nn.Module):
         """A prepared batch -> its embeddings, zeros where a modality is missing."""
         rows = []
         for name, here in zip(prepared.modalities, prepared.present):
-            z = self._towers[f"x_{name}"](prepared.inputs[name])
+            with placed(prepared.place and prepared.place[name]):  # dropout draws for the whole batch
+                z = self._towers[f"x_{name}"](prepared.inputs[name])
             rows.append(z if here.all() else z.new_zeros(len(here), self.dim).index_put((here,), z))
         return Embeddings(torch.stack(rows), prepared.present, prepared.modalities, prepared.ids)
 
@@ -127,15 +129,6 @@ class Binder(nn.Module):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def towers_precision(binder: Binder, precision: str) -> torch.autocast:
-    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
-
-    On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
-    """
-    half = precision == "bf16" or (precision == "auto" and binder.device.type == "cuda")
-    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
 
 
 def build_binder(

@@ -19,22 +19,23 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from centrobind.augment import augment
 from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, write_atomically, write_tensors
 from centrobind.config import TrainConfig, check_config, make_objective
+from centrobind.data import Samples
 from centrobind.errors import CentrobindError, CheckpointError, RunError
 from centrobind.losses import Objective
-from centrobind.model import Binder, rebuild_binder, towers_precision
+from centrobind.model import Binder, rebuild_binder
 from centrobind.run import RunFolder
-from centrobind.seeds import seeded
+from centrobind.step import differentiate
 from centrobind.types import Batch, Embeddings
 
 BUNDLE = "nonfinite"
+DECISIVE = ("augment", "precision", "chunk")  # what of the settings a step hangs on
 SHOWN = 5  # sample ids in a message
 
 
 @dataclass(frozen=True)
-class Step:
+class Replayed:
     """A training step done again: its loss, the length of its gradient, and what is not finite, causes first."""
 
     step: int  # counted from 1, as in metrics.jsonl
@@ -45,8 +46,8 @@ class Step:
 
 def nonfinite_step(
     modules: nn.ModuleDict,
-    batch: Batch,
-    ids: Sequence[str],
+    data: Samples,
+    rows: np.ndarray,
     settings: TrainConfig,
     *,
     seed: int,
@@ -55,12 +56,13 @@ def nonfinite_step(
 ) -> RunError:
     """The error that stops a run at this step, its bundle written to the run's folder if there is one.
 
-    The step is done once more, from `modules` that it has not changed yet: where training looked only at the loss
-    and the gradient, every value is looked at now.
+    The step is done once more, by one process and with all its rows, from `modules` that it has not changed yet:
+    where training looked only at the loss and the gradient, every value is looked at now.
     """
-    binder, objective = modules["towers"], modules["objective"]
-    about = {"seed": seed, "step": step, "augment": settings.augment, "precision": settings.precision}
-    again = _do(binder, objective, batch, ids, about)
+    binder, objective, ids = modules["towers"], modules["objective"], data.ids[rows]
+    batch = binder.prepare(data.batch(rows))
+    about = {"seed": seed, "step": step} | {name: getattr(settings, name) for name in DECISIVE}
+    again = _do(modules, batch, ids, about)
     where = "" if run is None else f". `centrobind replay {run.path}` does this step again"
     if run is not None:
         config = run.path / "config.yaml"
@@ -90,7 +92,7 @@ def nonfinite_step(
 
 def replay(
     run: str | Path, *, objective: Objective | None = None, encoders: Mapping[str, nn.Module] | None = None
-) -> Step:
+) -> Replayed:
     """Do the step again that stopped a run because it was not finite, from the bundle in the run's folder.
 
     `objective` and `encoders` hand in what was made in Python and is in no config. Raises CheckpointError if there is
@@ -109,31 +111,25 @@ def replay(
         inputs = _part(tensors, "inputs/")
         ordered = {name: inputs[name] for name in state["modalities"]}
         batch = Batch(ordered, tensors["present"], np.array(state["rows"]))
-        return _do(binder.train(), objective, batch, state["ids"], state)
+        modules = nn.ModuleDict({"towers": binder, "objective": objective}).train()
+        return _do(modules, batch, state["ids"], state)
     except CentrobindError:
         raise
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a step that can be done again ({error})") from None
 
 
-def _do(binder: Binder, objective: Objective, batch: Batch, ids: Sequence[str], about: Mapping[str, Any]) -> Step:
-    """The training step up to the optimizer; a test holds it to be the same as the loop's."""
-    binder.zero_grad(set_to_none=True)
-    objective.zero_grad(set_to_none=True)
-    seed = about["seed"], about["step"]
-    with seeded(*seed):
-        with towers_precision(binder, about["precision"]):
-            z, views = binder(batch), None
-            if about["augment"] > 0:
-                views = binder(augment(batch, binder.kinds, seed=seed, strength=about["augment"]))
-        loss = objective(z, views=views)
-    loss.total.backward()
-    gradients = [value.grad for value in [*binder.parameters(), *objective.parameters()] if value.grad is not None]
+def _do(modules: nn.ModuleDict, batch: Batch, ids: Sequence[str], about: Mapping[str, Any]) -> Replayed:
+    """The training step up to the optimizer."""
+    settings = TrainConfig(**{name: about[name] for name in DECISIVE})
+    made = differentiate(modules, batch, settings, seed=about["seed"], step=about["step"])
+    binder, objective, views, loss = modules["towers"], modules["objective"], made.views, made.loss
+    gradients = [value.grad for value in modules.parameters() if value.grad is not None]
     norm = nn.utils.get_total_norm(gradients).item()
     found = [
         *_bad_inputs(binder, batch, ids),
         *(f"weights of {name}" for name, part in _trained(binder, objective) if not _finite(part.parameters())),
-        *_bad_embeddings("embeddings", z, ids),
+        *_bad_embeddings("embeddings", made.z, ids),
         *(_bad_embeddings("views", views, ids) if views is not None else ()),
         *(f"part {name}" for name, value in loss.parts.items() if not np.isfinite(value)),
         *(
@@ -142,7 +138,7 @@ def _do(binder: Binder, objective: Objective, batch: Batch, ids: Sequence[str], 
             if not _finite(value.grad for value in part.parameters() if value.grad is not None)
         ),
     ]
-    return Step(about["step"] + 1, loss.total.item(), norm, found)
+    return Replayed(about["step"] + 1, loss.total.item(), norm, found)
 
 
 def _bad_inputs(binder: Binder, batch: Batch, ids: Sequence[str]):

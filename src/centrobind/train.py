@@ -8,23 +8,26 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from centrobind.augment import augment
 from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import ReadAhead, Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
 from centrobind.losses import Objective
 from centrobind.metrics import retrieval
-from centrobind.model import Binder, towers_precision
+from centrobind.model import Binder
 from centrobind.nonfinite import nonfinite_step
 from centrobind.progress import Watch, silent
+from centrobind.ranks import team as our_team
 from centrobind.run import RunFolder
-from centrobind.seeds import seeded
+from centrobind.step import differentiate
+from centrobind.types import Batch
 
 DEFAULT_BATCH = 256
 
@@ -44,43 +47,50 @@ def train(
 
     With a `run` that holds a checkpoint, goes on from there, to the same weights as if it had never stopped.
     Raises DataError, ConfigError or RunError; on Ctrl-C it finishes the step, writes a checkpoint and stops.
+    With other ranks (see ranks) the result is the same: each takes a part of every batch, the first one writes.
     """
     check_trainable(data, objective, settings)
+    team = our_team()
+    present = dict(zip(data.modalities, data.present.sum(1).tolist()))
+    team.check_same({"samples with": present, "seed": seed, **settings.model_dump()})
+    if not team.leads:
+        valid, run, watch = None, None, silent
     for name in objective.frozen:
         binder.towers[name].requires_grad_(False)
     modules = nn.ModuleDict({"towers": binder, "objective": objective})
     optimizer = make_optimizer(modules, settings)
     sampler = Sampler(len(data), settings.batch_size or min(DEFAULT_BATCH, len(data)), seed)
     start, best = 0, Best()
+    saved = team.from_leader(lambda: None if run is None else run.read_last())
+    if saved is not None:
+        start = restore(modules, optimizer, sampler, best, *saved)
     if run is not None:
-        if (saved := run.read_last()) is not None:
-            start = restore(modules, optimizer, sampler, best, *saved)
         run.forget_after(start)
+    team.spread(modules)
     board = tensorboard_writer(run, settings)
     binder.train()
     began = time.monotonic()
 
-    with stop_on_signal() as stopped, ReadAhead(sampler, data.batch) as batches:
+    def read(rows: np.ndarray) -> Batch:  # of all ranks' rows, this one's
+        return data.batch(rows, team.part(len(rows)))
+
+    with stop_on_signal(at_once=team.size == 1) as stopped, ReadAhead(sampler, read) as batches:
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
-            batch = binder.prepare(next(batches))
-            with seeded(seed, step):
-                with towers_precision(binder, settings.precision):
-                    z, views = binder(batch), None
-                    if settings.augment > 0:
-                        views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
-                loss = objective(z, views=views)
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
+            batch = team.level(binder.prepare(next(batches)))
+            # Only the loss is kept: a graph that nobody walks back, such as of the views beside a fixed anchor, would
+            # outlive the next forward pass.
+            loss = differentiate(modules, batch, settings, seed=seed, step=step, team=team).loss
             norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
             if not torch.isfinite(loss.total + norm):
-                raise nonfinite_step(modules, batch, data.ids[batch.ids], settings, seed=seed, step=step, run=run)
+                again = partial(nonfinite_step, modules, data, batch.all_ids, settings, seed=seed, step=step, run=run)
+                raise team.agreed(team.from_leader(again))
             optimizer.step()
             objective.bound()
 
             done = step + 1
             watch(done, loss=loss.total.item())
-            last = done == settings.steps or stopped()  # asked once: what stops below must be saved above
+            last = done == settings.steps or team.any(stopped())  # asked once: what stops below must be saved above
             record: dict[str, Any] = {}
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
@@ -98,12 +108,13 @@ def train(
                 run.write_last(*snapshot(modules, optimizer, batches, best, done))
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
-                raise RunError(f"stopped after step {done} of {settings.steps}{where}")
+                raise team.agreed(RunError(f"stopped after step {done} of {settings.steps}{where}"))
 
     if board is not None:
         board.close()
-    if settings.keep == "best" and best.step is not None:
+    if settings.keep == "best" and best.step is not None and team.leads:
         best.put_back(binder, run)
+    team.spread(binder)
     for name in objective.frozen:
         binder.towers[name].requires_grad_(True)
     if run is not None:
@@ -240,15 +251,18 @@ def restore(
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Any]:
-    """Ctrl-C or SIGTERM asks the loop to stop after this step; a second Ctrl-C stops at once."""
+def stop_on_signal(at_once: bool = True) -> Iterator[Any]:
+    """Ctrl-C or SIGTERM asks the loop to stop after this step; a second one stops it at once.
+
+    Not so with other ranks (`at_once` False): torchrun passes every signal on, so that one Ctrl-C comes twice.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if at_once and asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 

@@ -47,7 +47,6 @@ def big_store(found: dict[str, Any]) -> str:
         [
             said,
             found["steps_a_second"][where],
-            " ".join(map(str, found["each_turn"][where])),
             *(f"{found['peak_gb'][where][key]:.2f}" for key in ("resident", "anonymous", "file")),
         ]
         for where, said in (
@@ -55,15 +54,17 @@ def big_store(found: dict[str, Any]) -> str:
             ("memory", "arrays in memory"),
         )
     ]
+    low, high = found["middle_half_of_turns"]
     pages = found["pages_of_one_of_two_processes"]
     ends = (
         f"{found['store_gb']} GB, {found['samples']:,} samples of {found['bytes_a_sample']:,} bytes, {found['steps']:,} steps of "
         f"{found['batch']}, {found['threads']} thread; limited by: {found['limited_by']}. The store gives "
-        f"{found['store_to_memory']:.0%} of the rate of memory, and the weights at the end are "
+        f"{found['store_to_memory']:.0%} of the rate of memory (median of {found['turns']} pairs of turns, middle half "
+        f"{low:.0%} to {high:.0%}), and the weights at the end are "
         f"{'the same' if found['same_weights'] else 'NOT the same'}. Of the pages that two processes read, smaps calls "
         f"{pages['shared_mb']} MB shared and {pages['private_mb']} MB private."
     )
-    head = ["values from", "steps/s", "each turn", "peak resident GB", "of it anonymous", "of it file pages"]
+    head = ["values from", "steps/s", "peak resident GB", "of it anonymous", "of it file pages"]
     return table(head, rows) + "\n\n" + ends
 
 

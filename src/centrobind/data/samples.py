@@ -238,13 +238,16 @@ class Samples:
             raise DataError(f"split {split!r} is empty: none of the {len(self)} samples is in it")
         return self.take(picked)
 
-    def batch(self, samples: np.ndarray) -> Batch:
-        """These samples, values as stored."""
-        return Batch(
-            {name: column.take(samples) for name, column in self.columns.items()},
-            torch.from_numpy(np.stack([column.rows[samples] >= 0 for column in self.columns.values()])),
-            np.asarray(samples),
-        )
+    def batch(self, samples: np.ndarray, part: slice = slice(None)) -> Batch:
+        """These samples, values as stored; or a `part` of them, that knows its place in the whole."""
+        samples = np.asarray(samples)
+        present = np.stack([column.rows[samples] >= 0 for column in self.columns.values()])
+        inputs = {name: column.take(samples[part]) for name, column in self.columns.items()}
+        batch = Batch(inputs, torch.from_numpy(present[:, part]), samples[part])
+        if len(batch) == len(samples):
+            return batch
+        before, of = present[:, : part.start].sum(1).tolist(), present.sum(1).tolist()
+        return replace(batch, whole=samples, place=dict(zip(self.columns, zip(before, of))))
 
 
 def column(name: str, values: Any, present: Any = None, kind: str | None = None) -> Column:
