@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint chaos fuzz setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -13,6 +13,14 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# make chaos: kill training and imports at 30 random moments and at every write, about 5 minutes
+chaos: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.kills --rounds 30 --out benchmarks/results/chaos.json
+
+# make fuzz: open 10,000 broken stores and checkpoints, about 10 minutes
+fuzz: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
 
 setup: .venv/installed
 

@@ -9,8 +9,7 @@ from centrobind.data import Samples, assign_splits
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def mixed() -> Samples:
+def mixed_samples() -> Samples:
     """60 samples in four modalities, one of each kind, with gaps; class c shows in every modality."""
     draw = np.random.default_rng(0)
     label = np.arange(60) % 3
@@ -25,3 +24,8 @@ def mixed() -> Samples:
         label=label,
     )
     return assign_splits(samples)
+
+
+@pytest.fixture
+def mixed() -> Samples:
+    return mixed_samples()

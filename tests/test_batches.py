@@ -1,9 +1,10 @@
+import threading
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from centrobind.data import Sampler, Samples, assign_splits, train_and_valid
+from centrobind.data import ReadAhead, Sampler, Samples, assign_splits, train_and_valid
 from centrobind.errors import DataError
 
 
@@ -88,3 +89,43 @@ def test_validation_comes_from_train_and_never_from_test():
     assert (len(learn), len(valid)) == (45, 15)
     assert set(map(int, learn.ids[:] + valid.ids[:])) == set(range(60))
     assert [len(part) for part in train_and_valid(plain(50))] == [45, 5]
+
+
+def test_reading_ahead_hands_out_the_same_batches_and_its_state_is_of_what_was_handed_out():
+    samples = Samples.of({"a": np.arange(23.0)[:, None], "b": np.ones((23, 1))})
+    plain_sampler = Sampler(23, 5, seed=3)
+    expected = [(rows, plain_sampler.state()) for rows in islice(plain_sampler, 12)]
+    were_read = threading.Semaphore(0)
+
+    def read(rows):
+        were_read.release()
+        return samples.batch(rows)
+
+    with ReadAhead(Sampler(23, 5, seed=3), read) as batches:
+        assert were_read.acquire(timeout=10) and batches.state() == {"seed": 3, "epoch": 0, "seen": 0}
+        for rows, state in expected:
+            batch = next(batches)
+            assert batch.ids.tolist() == rows.tolist() == batch.inputs["a"][:, 0].tolist()
+            assert were_read.acquire(timeout=10), "the next one is read, though nobody asked for it"
+            assert batches.state() == state
+
+
+def test_what_goes_wrong_while_reading_ahead_comes_out_at_its_batch():
+    def read(rows):
+        if 7 in rows:
+            raise DataError("batch with sample 7")
+        return rows
+
+    order = next(iter(Sampler(8, 8, seed=1)))
+    place = int(np.flatnonzero(order == 7)[0]) // 2
+    with ReadAhead(Sampler(8, 2, seed=1), read) as batches:
+        for _ in range(place):
+            assert 7 not in next(batches)
+        with pytest.raises(DataError, match="sample 7"):
+            next(batches)
+
+
+@pytest.mark.parametrize("state", [{"seen": 11}, {"seen": -1}, {"epoch": -1}, {"seed": -1}])
+def test_a_state_that_cannot_be_is_refused(state):
+    with pytest.raises(DataError, match="place within 10 samples"):
+        Sampler(10, 2).load_state({"seed": 0, "epoch": 0, "seen": 0} | state)

@@ -118,3 +118,32 @@ def test_a_description_that_does_not_fit_is_said(tmp_path):
         write_tensors(tmp_path / "x.safetensors", {}, state)
         with pytest.raises(CheckpointError, match="do not fit"):
             load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"dim": 10**9},
+        {"dim": -1},
+        {"towers": {"vector": {"kind": "vector", "shape": [2**31 - 1], "encoder": "linear", "width": 2**31 - 1}}},
+        {"towers": {"vector": {"kind": "vector", "shape": [5], "encoder": "mlp", "depth": 10**9}}},
+        {"towers": {"vector": {"kind": "vector", "shape": [5], "encoder": "mlp", "width": "wide"}}},
+        {"towers": []},
+    ],
+)
+def test_a_description_larger_than_its_weights_takes_no_memory(mixed, tmp_path, harm):
+    """Under a checksum that fits; building it would take gigabytes or minutes, and refusing it takes neither."""
+    binder = build_binder(mixed.only(["vector"]), dim=6)
+    write_tensors(
+        tmp_path / "x.safetensors",
+        {f"towers/{name}": value for name, value in binder.state_dict().items()},
+        {"binder": binder.describe() | harm},
+    )
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load(tmp_path / "x.safetensors")
+
+
+def test_a_state_that_is_no_object_is_refused(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {}, [1])
+    with pytest.raises(CheckpointError, match="expected its state to be an object, got list"):
+        read_tensors(tmp_path / "x.safetensors")

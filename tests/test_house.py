@@ -15,11 +15,12 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs augment encoders model anchors infonce losses joint objectives metrics config checkpoint
-run progress theory train realignment embedding fitting evaluation findings diagnosis tables plots report arena demo cli __main__
+errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
+metrics config checkpoint run progress theory step nonfinite train realignment embedding fitting memory evaluation findings
+diagnosis tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store importing batches inspecting".split(),
+    "data": "samples store opening importing batches inspecting".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -58,10 +59,10 @@ def test_no_file_is_longer_than_400_lines():
 def test_public_names():
     assert sorted(centrobind.__all__) == sorted(
         """
-        AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CheckpointError ConfigError DataError Embeddings
+        AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
         FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks diagnose evaluate fit fixed
-        geometry glyphs leave_one_out load load_embeddings open_store own_view random_modality read_chunks retrieval
+        gather geometry glyphs joined leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )
@@ -92,8 +93,9 @@ def test_command_line():
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed"],
         "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
-        "inspect": ["--json", "--verify", "store"],
+        "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
+        "replay": ["run"],
         "evaluate": ["--out", "--split", "run", "store"],
         "diagnose": ["--json", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],

@@ -1,8 +1,23 @@
 import pytest
 import torch
 
+from centrobind import fused
+from centrobind import infonce as module
+from centrobind.errors import DataError
 from centrobind.infonce import infonce
 from twins import one_way, some_present, unit_vectors
+
+pytestmark = pytest.mark.usefixtures("form")
+
+
+@pytest.fixture(params=["dense", "fused", "careful"])
+def form(request, monkeypatch):
+    """Every test here with one matrix, with small tiles, and with small tiles in the form for extreme logits."""
+    monkeypatch.setitem(fused.TILES, "cpu", (4, 3))
+    monkeypatch.setattr(module, "DENSE_UP_TO", 1000 if request.param == "dense" else 0)
+    if request.param == "careful":
+        monkeypatch.setattr(fused, "LARGEST", dict.fromkeys(fused.LARGEST, 0.0))
+
 
 SIZES = [(1, 7, 4), (2, 9, 5), (3, 6, 8), (5, 5, 3)]  # M, N, D: all different
 
@@ -50,3 +65,67 @@ def test_half_precision_input_is_compared_in_float32():
     exact = infonce(query.bfloat16().double(), key.bfloat16().double(), everyone, everyone, torch.tensor([0.05]))
     assert got.forward.dtype == torch.float32
     torch.testing.assert_close(got.forward.double(), exact.forward, rtol=1e-5, atol=1e-5)
+
+
+def test_pairs_pick_their_modalities_and_gradients_find_their_way_back():
+    query, key = unit_vectors(3, 7, 4).requires_grad_(), unit_vectors(2, 7, 4, seed=1).requires_grad_()
+    has_q, has_k = some_present(3, 7), some_present(2, 7, seed=1)
+    pairs, tau = [(2, 0), (0, 1), (2, 1), (2, 0)], torch.tensor([0.2])
+    one, other = (list(side) for side in zip(*pairs))
+    gradients = []
+    for terms in (
+        infonce(query, key, has_q, has_k, tau, pairs=pairs),
+        infonce(query[one], key[other], has_q[one], has_k[other], tau),
+    ):
+        weights = torch.tensor([1.0, 2.0, 3.0, -4.0], dtype=torch.float64)
+        loss = weights @ terms.forward + weights.flip(0) @ terms.backward
+        gradients.append([loss.detach(), terms.count, *torch.autograd.grad(loss, (query, key))])
+    for got, expected in zip(*gradients):
+        torch.testing.assert_close(got, expected)
+    assert gradients[0][2][1].abs().max() == 0, "query 1 is in no pair"
+
+
+def test_a_group_is_no_negative_to_itself():
+    query, key = unit_vectors(2, 7, 4), unit_vectors(2, 7, 4, seed=1)
+    has_q, has_k = some_present(2, 7), some_present(2, 7, seed=1)
+    groups = torch.tensor([4, 1, 4, 9, 1, 4, 0])
+    got = infonce(query, key, has_q, has_k, torch.tensor([0.3]), groups=groups)
+    for m in range(2):
+        ahead, _ = one_way(query[m], key[m], has_q[m], has_k[m], 0.3, groups)
+        back, _ = one_way(key[m], query[m], has_k[m], has_q[m], 0.3, groups)
+        assert got.forward[m].item() == pytest.approx(ahead, rel=1e-6)
+        assert got.backward[m].item() == pytest.approx(back, rel=1e-6)
+    alone = infonce(query, key, has_q, has_k, torch.tensor([0.3]), groups=torch.zeros(7, dtype=torch.int64))
+    assert alone.forward.abs().max() < 1e-6, "a positive and no negatives"
+
+
+def test_what_an_absent_row_holds_does_not_leak():
+    results = []
+    for rubbish in (0.0, float("nan"), float("inf"), 1e30):
+        query, key = unit_vectors(2, 6, 3), unit_vectors(2, 6, 3, seed=1)
+        has_q, has_k = some_present(2, 6, share=0.3), some_present(2, 6, seed=3, share=0.3)
+        query[~has_q], key[~has_k] = rubbish, rubbish
+        tau = torch.tensor([0.2], dtype=torch.float64)
+        for x in (query, key, tau):
+            x.requires_grad_()
+        terms = infonce(query, key, has_q, has_k, tau)
+        (terms.forward.sum() + terms.backward.sum()).backward()
+        results.append([terms.forward, terms.backward, query.grad, key.grad, tau.grad])
+    assert results[0][2][~has_q].abs().max() == 0 and results[0][3][~has_k].abs().max() == 0
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other))
+
+
+def test_shapes_that_do_not_fit_are_named():
+    query, there = unit_vectors(2, 6, 3), some_present(2, 6)
+    tau = torch.tensor([0.2])
+    for args, options, words in (
+        ((query, query[:1], there, there[:1]), {}, r"as many queries as keys, got 2 and 1.*pairs="),
+        ((query, query[..., :2], there, there), {}, r"got \(2, 6, 3\), \(2, 6, 2\)"),
+        ((query, query, there, there[:, :5]), {}, r"\(2, 5\)"),
+        ((query[:, :3], query, there, there), {"first": 4}, "3 samples|n samples from 4"),
+        ((query, query, there, there), {"groups": torch.zeros(5, dtype=torch.int64)}, r"groups: expected \(6,\)"),
+        ((query, query, there, there), {"groups": torch.zeros(6)}, r"integers, got torch.float32"),
+    ):
+        with pytest.raises(DataError, match=words):
+            infonce(*args, tau, **options)

@@ -378,3 +378,37 @@ def test_only_a_joint_score_solves_xor():
     assert (native.argmax(0) == torch.arange(40)).all()
     centroid = make("all_pairs").similarity(c, torch.stack([a, b]))
     assert (centroid.argmax(0) == torch.arange(40)).float().mean() < 0.3
+
+
+@pytest.mark.parametrize("name", ["leave_one_out", "all_pairs", "ova_ib"])
+def test_groups_leave_out_negatives(name):
+    z, views = data(3)
+    objective = make(name)
+    plain = objective(z, views=views)
+    apart = objective(z, views=views, groups=torch.arange(SAMPLES))
+    torch.testing.assert_close(apart.total, plain.total)
+    alike = objective(z, views=views, groups=torch.tensor([0, 0, 1, 1, 2, 2, 3]))
+    assert alike.total < plain.total and alike.parts["inter"] < plain.parts["inter"]
+
+
+def test_joint_objectives_know_no_groups():
+    for name in JOINT:
+        z, views = data(3)
+        with pytest.raises(DataError, match="knows no groups"):
+            make(name)(z, views=views, groups=torch.zeros(SAMPLES, dtype=torch.int64))
+
+
+def test_weights_of_modalities():
+    from centrobind import anchors
+
+    z, views = data(3)
+    weights = {"a": 3.0, "c": 0.0}
+    out = AnchorInfoNCE(anchors.leave_one_out, weights=weights)(z, views=views)
+    sym = {m: (out.parts[f"{m}/to_anchor"] + out.parts[f"{m}/from_anchor"]) / 2 for m in "abc"}
+    assert out.total.item() == pytest.approx((3 * sym["a"] + sym["b"]) / 4)
+    with pytest.raises(DataError, match="not be negative"):
+        AnchorInfoNCE(anchors.centroid, weights={"a": -1.0})
+    with pytest.raises(DataError, match=r"name \['x'\]"):
+        AnchorInfoNCE(anchors.centroid, weights={"x": 1.0})(z, views=views)
+    with pytest.raises(DataError, match="nothing to learn"):
+        AnchorInfoNCE(anchors.centroid, weights=dict.fromkeys("abc", 0.0))(z, views=views)

@@ -1,4 +1,5 @@
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from centrobind.data import Samples, open_store, write_store
-from centrobind.data.store import read_in_chunks
+from centrobind.data.samples import will_need
+from centrobind.data.store import checksum, read_in_chunks
 from centrobind.errors import StoreError
 
 
@@ -118,9 +120,12 @@ def test_chunks_that_do_not_agree_are_refused(tmp_path, chunks, says):
     assert list(tmp_path.iterdir()) == []
 
 
+def read(path):
+    return json.loads((path / "meta.json").read_text())
+
+
 def edit(path, **changes):
-    meta = json.loads((path / "meta.json").read_text())
-    (path / "meta.json").write_text(json.dumps(meta | changes))
+    (path / "meta.json").write_text(json.dumps(read(path) | changes))
 
 
 DAMAGE = {
@@ -137,10 +142,44 @@ DAMAGE = {
     "file gone": (lambda s: (s / "rows_text.npy").unlink(), "no file"),
     "other count": (lambda s: edit(s, samples=59), "rows_.*expected int32 of shape"),
     "fewer values": (
-        lambda s: edit(s, modalities={"vector": {"kind": "vector", "values": 3}}),
+        lambda s: edit(s, modalities=read(s)["modalities"] | {"vector": {"kind": "vector", "values": 3}}),
         "points outside",
     ),
-    "codes without names": (lambda s: edit(s, categories={"label": ["only one"]}), "codes without a name"),
+    "codes without names": (
+        lambda s: edit(s, categories=read(s)["categories"] | {"split": ["only one"]}),
+        "codes without a name",
+    ),
+}
+
+
+def put(path, name, array):
+    """Another array in the place of one, with the size and checksum that meta.json wants."""
+    np.save(path / name, array)
+    about = {"bytes": (path / name).stat().st_size, "sha256": checksum(path / name)}
+    edit(path, files=read(path)["files"] | {name: about})
+
+
+def linked(path, name):
+    (path / name).rename(path.parent / "elsewhere")
+    (path / name).symlink_to(path.parent / "elsewhere")
+
+
+DAMAGE |= {
+    "no modality": (lambda s: edit(s, modalities={}), "a value in it"),
+    "one file too many": (
+        lambda s: edit(s, files=read(s)["files"] | {"y.npy": {"bytes": 1, "sha256": ""}}),
+        "a value in",
+    ),
+    "one file unlisted": (lambda s: edit(s, files=dict(list(read(s)["files"].items())[1:])), "a value in it"),
+    "a link": (lambda s: linked(s, "x_vector.npy"), "x_vector.npy is a link"),
+    "a linked meta": (lambda s: linked(s, "meta.json"), "meta.json is a link"),
+    "no rows": (lambda s: put(s, "x_vector.npy", np.float32(3)), "float32 of shape .. is no vector"),
+    "no features": (lambda s: put(s, "x_vector.npy", np.zeros((50, 0), np.float32)), "is no vector"),
+    "other byte order": (lambda s: put(s, "x_vector.npy", np.zeros((50, 5), ">f4")), "is no vector"),
+    "wider numbers": (lambda s: put(s, "x_vector.npy", np.zeros((50, 5))), "float64 of shape"),
+    "flat picture": (lambda s: put(s, "x_picture.npy", np.zeros((44, 72), np.uint8)), "is no image"),
+    "fewer bytes": (lambda s: put(s, "x_text.npy", np.zeros(7, np.uint8)), "does not fit"),
+    "more ids": (lambda s: put(s, "ids_offsets.npy", np.zeros(1, np.int64)), "does not fit"),
 }
 
 
@@ -151,6 +190,66 @@ def test_damage_is_refused_by_name(mixed, tmp_path, name):
     harm(path)
     with pytest.raises(StoreError, match=says):
         open_store(path)
+
+
+def test_a_text_that_is_no_text_is_said_when_it_is_read(mixed, tmp_path):
+    path = write_store(tmp_path / "s", mixed)
+    put(path, "ids.npy", np.full(len(np.load(path / "ids.npy")), 255, np.uint8))
+    opened = open_store(path)
+    with pytest.raises(StoreError, match="not UTF-8.*--verify"):
+        opened.ids[:3]
+
+
+def test_two_imports_into_one_folder_do_not_mix(mixed, tmp_path):
+    """The second is refused while the first writes, and the first is none the worse."""
+
+    def chunks():
+        yield mixed.take(slice(0, 30))
+        with pytest.raises(StoreError, match="belongs to another import"):
+            write_store(tmp_path / "s", mixed.take(slice(0, 5)))
+        yield mixed.take(slice(30, 60))
+
+    same(mixed, open_store(write_store(tmp_path / "s", chunks()), verify=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(mixed, tmp_path):
+    write_store(tmp_path / "s", mixed).rename(tmp_path / "s.old")
+    with pytest.raises(StoreError, match="was killed; what was there before is .*s.old"):
+        open_store(tmp_path / "s")
+    with pytest.raises(StoreError, match="exists already"):  # because it is back
+        write_store(tmp_path / "s", mixed.take(slice(0, 5)))
+    same(mixed, open_store(tmp_path / "s", verify=True))
+
+
+@pytest.mark.parametrize("kept", [slice(0, 60), slice(3, 41), np.array([7, 7, 50, 2]), []])
+def test_asking_ahead_for_rows_changes_none_of_them(mixed, tmp_path, kept):
+    """What is mapped is read the same as what is in memory, whatever pages its rows lie on."""
+    wide = Samples.of({"wide": np.arange(60 * 3000.0).reshape(60, 3000), "text": [f"{i} " * 999 for i in range(60)]})
+    opened = open_store(write_store(tmp_path / "s", wide))
+    for name in wide.modalities:
+        one, other = (samples.columns[name].take(np.arange(60)[kept]) for samples in (wide, opened))
+        assert one == other if isinstance(one, list) else np.array_equal(one, other)
+
+
+def test_what_is_asked_for_ahead_is_what_will_be_read():
+    """Whole pages, each once, neighbours in one call."""
+    asked = []
+
+    class Recorder:
+        def madvise(self, how, start, length):
+            asked.append((start, length))
+
+    values = np.zeros((100, 1024), np.float32).view(np.memmap)  # 4 kB a row, 128 bytes of header before the first
+    values.offset, values._mmap = 128, Recorder()
+    rows = np.array([9, 3, 4, 50])
+    will_need(values, rows, rows + 1)
+    page = mmap.PAGESIZE
+    covered = [range(start // page, -(-(start + length) // page)) for start, length in asked]
+    assert sum(map(len, covered)) == len(set().union(*covered)) and len(asked) == 3
+    assert set().union(*covered) == {
+        p for row in rows for p in range((128 + row * 4096) // page, (127 + (row + 1) * 4096) // page + 1)
+    }
 
 
 def test_a_flipped_bit_is_found_by_verify(mixed, tmp_path):

@@ -10,7 +10,7 @@ from centrobind.checkpoint import load
 from centrobind.config import TrainConfig, check_config, make_objective
 from centrobind.data import Samples, train_and_valid
 from centrobind.datasets import synthetic, xor
-from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
+from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, DataError, RunError
 from centrobind.evaluation import evaluate
 from centrobind.model import build_binder
 from centrobind.objectives import OBJECTIVES
@@ -68,12 +68,13 @@ def test_resumed_is_uninterrupted_bit_for_bit(name, mixed, tmp_path):
         assert load(path).fingerprint == load(tmp_path / "whole").fingerprint
 
 
-def test_a_kill_between_checkpoints_changes_nothing_either(mixed, tmp_path):
+@pytest.mark.parametrize("step", [2, 8])  # before the first checkpoint; the one from step 6, and a log to step 7
+def test_a_kill_between_checkpoints_changes_nothing_either(mixed, tmp_path, step):
     class Killed(BaseException):
         pass
 
     def kill(done, **_):
-        if done == 8:  # the last checkpoint is from step 6, the log goes to 7
+        if done == step:
             raise Killed
 
     expected = go(mixed, run=RunFolder(tmp_path / "whole"))
@@ -93,11 +94,54 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(mixed, tmp_path):
     go(mixed, run=folder)
     last = tmp_path / "r" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-5])
-    assert same_weights(go(mixed, run=RunFolder(tmp_path / "r", resume=True)), expected)
+    with pytest.warns(
+        CentrobindWarning, match="(?s)last.safetensors: cannot be read.*going on from .*previous.* step 9"
+    ):
+        assert same_weights(go(mixed, run=RunFolder(tmp_path / "r", resume=True)), expected)
     for name in ("last", "previous"):
         (tmp_path / "r" / f"{name}.safetensors").write_bytes(b"gone")
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
         go(mixed, run=RunFolder(tmp_path / "r", resume=True))
+
+
+def test_a_kill_in_the_first_file_of_a_run_is_no_reason_to_refuse_its_folder(tmp_path):
+    (tmp_path / "config.yaml.partial").write_text("da")
+    for how in ({}, {"resume": True}):
+        RunFolder(tmp_path, **how)
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(RunError, match="not a run"):
+        RunFolder(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda tensors, state: tensors.pop(next(name for name in tensors if name.endswith("/exp_avg"))),
+        lambda tensors, state: tensors.update(
+            {name: value[:1] for name, value in tensors.items() if "exp_avg" in name}
+        ),
+        lambda tensors, state: tensors.update(
+            {name: value.double() for name, value in tensors.items() if "exp" in name}
+        ),
+        lambda tensors, state: tensors.update({name: value + 1j for name, value in tensors.items() if "step" in name}),
+        lambda tensors, state: tensors.update({"elsewhere/x": torch.zeros(1)}),
+        lambda tensors, state: state.update(step=-1),
+        lambda tensors, state: state.update(step="9"),
+        lambda tensors, state: state.update(sampler={"seed": 0, "epoch": 0, "seen": 10**9}),
+        lambda tensors, state: state.update(sampler=None),
+        lambda tensors, state: state.pop("best"),
+    ],
+)
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused(mixed, tmp_path, harm):
+    """Under a checksum that fits, as another version or someone who means harm would write it."""
+    folder = RunFolder(tmp_path / "r")
+    folder.write_config("x: 1")
+    go(mixed.only(["series", "vector"]), run=folder, steps=3)
+    tensors, state = folder.read_last()
+    harm(tensors, state)
+    folder.write_last(tensors, state)
+    with pytest.raises((CheckpointError, DataError), match="other data or settings|place within"):
+        go(mixed.only(["series", "vector"]), run=RunFolder(tmp_path / "r", resume=True), steps=3)
 
 
 def test_a_checkpoint_of_another_run_is_refused(mixed, tmp_path):
@@ -135,7 +179,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched(mixed):
 
 def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
     """Dropout, random anchors and views: a step that repeated the draws of another would be a silent flaw."""
-    from centrobind import train as loop
+    from centrobind import step as loop
 
     seeds = []
     plain = loop.augment
@@ -223,7 +267,7 @@ def test_weights_without_a_direction_do_not_decay(mixed):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(mixed):
     mixed.columns["vector"].values[:] = np.inf  # behind the back of the checks
-    with pytest.raises(RunError, match=r"step 1 .*not finite.*vector.*samples \["):
+    with pytest.raises(RunError, match=r"step 1 is not finite.*samples \[.*began with inputs of vector"):
         go(mixed)
 
 

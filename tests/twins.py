@@ -10,12 +10,15 @@ def dot(u, v):
     return sum(float(a) * float(b) for a, b in zip(u, v))
 
 
-def one_way(us, vs, has_u, has_v, tau):
-    """-mean_i log( exp(u_i.v_i/tau) / sum_k exp(u_i.v_k/tau) ) over i that have both, k that have v."""
+def one_way(us, vs, has_u, has_v, tau, groups=None):
+    """-mean_i log( exp(u_i.v_i/tau) / sum_k exp(u_i.v_k/tau) ) over i that have both, k that have v, none of i's group
+    but i itself."""
+    groups = range(len(us)) if groups is None else groups
     losses = []
     for i in range(len(us)):
         if has_u[i] and has_v[i]:
-            weights = [math.exp(dot(us[i], vs[k]) / tau) for k in range(len(vs)) if has_v[k]]
+            among = [k for k in range(len(vs)) if has_v[k] and (k == i or groups[k] != groups[i])]
+            weights = [math.exp(dot(us[i], vs[k]) / tau) for k in among]
             losses.append(-math.log(math.exp(dot(us[i], vs[i]) / tau) / sum(weights)))
     return (sum(losses) / len(losses), len(losses)) if losses else (0.0, 0)
 

@@ -37,6 +37,7 @@ _PUBLIC = {
     "glyphs": "datasets",
     "synthetic": "datasets",
     "xor": "datasets",
+    "replay": "nonfinite",
     "centroid": "anchors",
     "leave_one_out": "anchors",
     "fixed": "anchors",
@@ -56,12 +57,15 @@ _PUBLIC = {
     "FABind": "objectives",
     "AllPairs": "losses",
     "Unimodal": "objectives",
+    "gather": "ranks",
+    "joined": "ranks",
     "CentrobindError": "errors",
     "DataError": "errors",
     "StoreError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "RunError": "errors",
+    "CentrobindWarning": "errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from centrobind.errors import CheckpointError
+from centrobind.errors import CentrobindError, CheckpointError, not_written
 from centrobind.model import Binder, rebuild_binder
 
 HEADER, FORMAT, VERSION = "centrobind", "centrobind-checkpoint", 1
@@ -45,10 +45,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        said = not_written(path, error, len(content))
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: could not be written ({error.strerror}); what was there before is intact"
-        ) from None
+        raise CheckpointError(f"{said}; what was there before is intact. Make room, then go on") from None
 
 
 def read_tensors(path: str | Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -69,6 +68,8 @@ def read_tensors(path: str | Path, *, prefix: str = "") -> tuple[dict[str, Tenso
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         state = json.loads(header["state"])
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: expected its state to be an object, got {type(state).__name__}")
         if _digest(tensors, header["state"]) != header["sha256"]:
             raise CheckpointError(f"{path}: checksum differs, the file was damaged or edited; use an earlier one")
     except CheckpointError:
@@ -111,9 +112,40 @@ def load(path: str | Path, *, encoders: Mapping[str, nn.Module] | None = None) -
     elif not path.exists() and path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
     tensors, state = read_tensors(path, prefix=TOWERS)
+    weights = {name.removeprefix(TOWERS): value for name, value in tensors.items()}
     try:
+        _check_size(state["binder"], weights)
+        with torch.device("meta"):  # shapes without memory: a description may ask for more than there is
+            planned = rebuild_binder(state["binder"], encoders).state_dict()
+        if differ := sorted(
+            {name for name in planned.keys() | weights if _shape(planned, name) != _shape(weights, name)}
+        ):
+            raise CheckpointError(f"{path}: its weights do not fit its description: {differ[:5]}")
         binder = rebuild_binder(state["binder"], encoders)
-        binder.load_state_dict({name.removeprefix(TOWERS): value for name, value in tensors.items()})
-    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        binder.load_state_dict(weights)
+    except CentrobindError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its weights do not fit its description ({error})") from None
     return binder.eval()
+
+
+def _check_size(description: Any, weights: Mapping[str, Tensor]) -> None:
+    """No width, depth or shape in a binder's description can be larger than its number of weights.
+
+    The depths of towers are bounded by the number of tensors: a million layers take minutes even without memory.
+    """
+    most = {"depth": len(weights)}
+    pending = [("", description)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += [(name, one) for one in value]
+        elif isinstance(value, int | float) and not 0 <= value <= most.get(name, 2**31):
+            raise ValueError(f"{name} {value} is out of range")
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None

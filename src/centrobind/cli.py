@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
-from centrobind.errors import CentrobindError
+from centrobind.errors import CentrobindError, CentrobindWarning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,11 +87,20 @@ def import_(
 
 @app.command()
 def inspect(
-    store: Store,
+    store: Annotated[Optional[str], typer.Argument(help="a store, or a built-in set: glyphs, synthetic, xor")] = None,  # noqa: UP045
+    plan: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="instead: the memory that the run of this YAML will need, by batch size"),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="read every file against its checksum")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Show what is in a store: counts, shapes, what is missing, labels, and what looks wrong."""
+    if (store is None) == (plan is None):
+        raise CentrobindError("inspect: expected a store, or --plan with the YAML of a run, and not both")
+    if plan is not None:
+        _print_plan(plan, as_json)
+        return
     from centrobind.data import inspect_samples, open_store
     from centrobind.fitting import open_data
 
@@ -106,15 +118,33 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
     force: Force = False,
 ) -> None:
-    """Train a binder as a YAML says; its folder gets checkpoints, metrics.jsonl and binder.safetensors."""
-    from centrobind.config import load_config
-    from centrobind.fitting import run_config
-    from centrobind.progress import progress
+    """Train a binder as a YAML says; its folder gets checkpoints, metrics.jsonl and binder.safetensors.
 
-    checked = load_config(config, settings)
-    with progress(checked.objective.name, checked.train.steps) as watch:
-        run_config(checked, resume=resume, replace_run=force, watch=watch)
-    typer.echo(f"binder: {Path(checked.out) / 'binder.safetensors'}")
+    On 8 GPUs, or 8 processes: torchrun --nproc-per-node 8 -m centrobind train CONFIG. The result is the same.
+    """
+    from centrobind.config import check_config, load_config
+    from centrobind.fitting import run_config
+    from centrobind.progress import progress, silent
+    from centrobind.ranks import joined
+
+    with joined() as team:
+        checked = team.from_leader(lambda: load_config(config, settings).model_dump(mode="json"))
+        checked = check_config(checked, str(config))
+        title, steps = checked.objective.name, checked.train.steps
+        with progress(title, steps) if team.leads else nullcontext(silent) as watch:
+            run_config(checked, resume=resume, replace_run=force, watch=watch)
+    if team.leads:
+        typer.echo(f"binder: {Path(checked.out) / 'binder.safetensors'}")
+
+
+@app.command()
+def replay(run: Annotated[Path, typer.Argument(help="the folder of a run that stopped at such a step")]) -> None:
+    """Do the step again at which a run stopped because its loss or gradient was not finite, and say what was not."""
+    from centrobind.nonfinite import replay
+
+    again = replay(run)
+    typer.echo(f"step {again.step}: loss {again.loss}, gradient {again.gradient}")
+    typer.echo("\n".join(f"  not finite: {what}" for what in again.found) or "  everything is finite")
 
 
 @app.command()
@@ -283,12 +313,49 @@ def _print_inspection(store: str | Path, found: Any) -> None:
         console.print(f"  - {finding}", highlight=False, markup=False)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Ours without the line of code they come from; it means nothing to a user."""
+    ours = issubclass(category, CentrobindWarning)
+    typer.echo(f"centrobind: {message}" if ours else warnings.formatwarning(message, category, *where[:2]), err=True)
+
+
+def _print_plan(path: Path, as_json: bool) -> None:
+    from rich.table import Table
+
+    from centrobind.config import load_config
+    from centrobind.memory import plan
+
+    config = load_config(path)
+    needs = [vars(need) for need in plan(config)]
+    if as_json:
+        typer.echo(json.dumps(needs, indent=1))
+        return
+    table = Table(title=f"{path}: memory of tensors in MB, by batch size", title_justify="left")
+    for head in needs[0]:
+        table.add_column(head.replace("_", " "), justify="right")
+    for need in needs:
+        size, *rest = need.values()
+        table.add_row(str(size), *(f"{value / 1e6:,.1f}" for value in rest))
+    console = Console()
+    console.print(table)
+    chunk = "" if config.train.chunk is None else f", {config.train.chunk} of them at a time in the towers"
+    console.print(
+        f"Measured on small batches and scaled{chunk}. python and its libraries need about 400 MB more, and so do "
+        "data that are not read from a store.",
+        highlight=False,
+    )
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2, never a traceback."""
+    warnings.showwarning = _show_warning
     try:
         app(standalone_mode=True)
     except CentrobindError as error:
-        typer.echo(f"centrobind: {error}", err=True)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # told by torchrun
+        who = f"rank {os.environ.get('RANK')} of {ranks}: " if ranks > 1 else ""
+        if not error.said:
+            typer.echo(f"centrobind: {who}{error}", err=True)
         sys.exit(2)
 
 

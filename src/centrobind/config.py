@@ -57,6 +57,9 @@ class TrainConfig(Strict):
     batch_size: int | None = Field(
         None, ge=2, description="samples a step, over all ranks; default 256 or all there are"
     )
+    chunk: int | None = Field(
+        None, ge=1, description="samples in a tower at a time: less memory, same gradient, a second forward pass"
+    )
     lr: float = Field(2e-3, gt=0, le=10, description="highest learning rate")
     warmup: float = Field(
         0.05, ge=0, le=1, description="share of the steps in which lr rises; then it falls as a cosine"

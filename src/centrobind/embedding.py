@@ -13,7 +13,7 @@ import torch
 
 from centrobind.augment import augment
 from centrobind.data import Codes, Samples, write_store
-from centrobind.errors import DataError
+from centrobind.errors import DataError, not_written
 from centrobind.model import Binder
 from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings
@@ -54,9 +54,14 @@ def save_embeddings(path: str | Path, embeddings: Embeddings, *, fingerprint: st
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        np.savez(file, fingerprint=np.array([fingerprint]), **arrays)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, fingerprint=np.array([fingerprint]), **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        said = not_written(path, error, sum(array.nbytes for array in arrays.values()))
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{said}; make room and embed again, or embed into a store, chunk by chunk") from None
 
 
 def load_embeddings(path: str | Path) -> Embeddings:

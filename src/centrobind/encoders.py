@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from centrobind.errors import ConfigError
+from centrobind.ranks import drawn_for_all
 
 
 class Linear(nn.Module):
@@ -25,6 +27,16 @@ class Linear(nn.Module):
         return self.layers(x)
 
 
+class Dropout(nn.Dropout):
+    """torch's, with the same choice for a sample whichever rank it is on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        ones = x.new_ones(x.shape[1:])
+        return x * drawn_for_all(len(x), lambda n: F.dropout(ones.expand(n, *ones.shape), self.p))
+
+
 class MLP(nn.Module):
     """Linear layers with GELU and layer normalisation between them. Any numeric shape, flattened."""
 
@@ -33,7 +45,7 @@ class MLP(nn.Module):
         self.width = width
         layers: list[nn.Module] = [nn.Flatten()]
         for size in [_size(shape)] + [width] * (depth - 1):
-            layers += [nn.Linear(size, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(size, width), nn.LayerNorm(width), nn.GELU(), Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from centrobind.errors import ConfigError
 from centrobind.losses import Objective
 from centrobind.model import Binder, build_binder
 from centrobind.progress import Watch, progress, silent
+from centrobind.ranks import team as our_team
 from centrobind.run import RunFolder
 from centrobind.train import train
 
@@ -82,17 +83,24 @@ def run_config(
 ) -> Binder:
     """Carry a checked config out in its folder; see train for what can go wrong.
 
-    `samples` saves opening `config.data` again when a caller has it open.
+    `samples` saves opening `config.data` again when a caller has it open. With other ranks, only the first one
+    writes to the folder.
     """
+    team = our_team()
     samples = configured_samples(config, samples)
     learn, held_out = train_and_valid(samples, valid=config.train.valid, seed=config.seed)
-    objective = make_objective(config.objective, samples.modalities)
+    objective = make_objective(config.objective, samples.modalities).to(team.device)
     encoders = {name: about.encoder_spec() for name, about in (config.modalities or {}).items()}
-    binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed)
+    binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed).to(team.device)
     if config.init is not None:
         start_from(binder, config.init)
-    run = RunFolder(config.out, resume=resume, replace=replace_run)
-    run.write_config(dump_config(config), same=resume)
+
+    def open_folder() -> RunFolder:
+        run = RunFolder(config.out, resume=resume, replace=replace_run)
+        run.write_config(dump_config(config), same=resume)
+        return run
+
+    run = team.from_leader(open_folder)
     return train(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
 
 

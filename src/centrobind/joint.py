@@ -132,8 +132,8 @@ class OVAIB(AnchorInfoNCE):
         super().__init__(projection_on_others, temperature=temperature, learn_temperature=learn_temperature)
         self.beta = beta
 
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
-        aligned = super().compare(z, views)
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
+        aligned = super().compare(z, views, groups)
         others = leave_one_out(z if views is None else views)
         both = z.present & others.present
         distance = (z.z - others.z).square().sum(2)

@@ -8,6 +8,7 @@ out.parts["leak"]
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class Objective(nn.Module):
 
     frozen: tuple[str, ...] = ()  # modalities whose towers the loop leaves as they are
     needs_views = False  # whether it cannot do without augmented views
+    takes_groups = False  # whether it can leave out negatives
 
     def __init__(self, temperature: float, learn_temperature: bool):
         super().__init__()
@@ -85,11 +87,14 @@ class Objective(nn.Module):
         *,
         views: Embeddings | Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
+        groups: Tensor | None = None,
     ) -> Loss:
         """`z`: a (batch, dim) tensor per modality; `views`: the same of augmented inputs (default: z itself);
-        `present`: an (N,) bool tensor for each modality that has gaps.
+        `present`: an (N,) bool tensor for each modality that has gaps; `groups`: (N,) integers, samples of one group
+        (duplicates, takes of one recording) are no negatives of each other.
 
-        Raises DataError when shapes or names differ, or no sample has anything to be aligned with.
+        Raises DataError when shapes or names differ, no sample has anything to be aligned with, or the objective
+        knows no groups.
         """
         z = Embeddings.of(z, present)
         views = None if views is None else Embeddings.of(views, present)
@@ -102,9 +107,14 @@ class Objective(nn.Module):
                 f"views must have the modalities and shape of z, {list(z.modalities)} {tuple(z.z.shape)}, "
                 f"got {list(views.modalities)} {tuple(views.z.shape)}"
             )
-        return self.compare(z, views)
+        if groups is None:
+            return self.compare(z, views)
+        if not self.takes_groups:
+            raise DataError(f"{type(self).__name__} knows no groups: pass groups=None, or use an objective of pairs")
+        return self.compare(z, views, groups.to(z.z.device))
 
     def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
+        """The loss of sound input; with `takes_groups`, `groups` comes as a third argument."""
         raise NotImplementedError
 
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
@@ -120,29 +130,45 @@ class Objective(nn.Module):
 class AnchorInfoNCE(Objective):
     """Align every modality with its anchor: mean over m of (InfoNCE(z_m -> a_m) + InfoNCE(a_m -> z_m)) / 2.
 
-    `anchor` maps the views to one anchor per modality; any function or module of that shape will do.
+    `anchor` maps the views to one anchor per modality; any function or module of that shape will do. `weights` makes
+    it a weighted mean, {"audio": 2.0}; modalities that are not named count 1. DataError if one is negative.
     """
 
-    def __init__(self, anchor: Anchor, *, temperature: float = 0.1, learn_temperature: bool = False):
+    takes_groups = True
+
+    def __init__(
+        self,
+        anchor: Anchor,
+        *,
+        temperature: float = 0.1,
+        learn_temperature: bool = False,
+        weights: Mapping[str, float] | None = None,
+    ):
         super().__init__(temperature, learn_temperature)
         self.anchor = anchor
         self.needs_views = anchor is anchors.own_view
+        self.weights = dict(weights or {})
+        if any(weight < 0 for weight in self.weights.values()):
+            raise DataError(f"weights must not be negative, got {self.weights}")
 
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
+        if unknown := set(self.weights) - set(z.modalities):
+            raise DataError(f"weights name {sorted(unknown)}, expected some of {list(z.modalities)}")
         views = z if views is None else views
         anchor = self.anchor(views)
         temperature = self.temperature()
-        terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature)
+        terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature, groups=groups)
+        weights = z.z.new_tensor([self.weights.get(name, 1.0) for name in z.modalities])
 
         def measure() -> dict[str, float]:
             return {
                 **_both_ways(z.modalities, terms),
-                **intra_and_inter(z, views, temperature),
+                **intra_and_inter(z, views, temperature, groups),
                 "leak": leak(self.anchor, z, views),
                 "temperature": temperature.item(),
             }
 
-        return Loss(_mean_of_terms(terms), measure)
+        return Loss(_mean_of_terms(terms, weights), measure)
 
 
 class AllPairs(Objective):
@@ -154,20 +180,22 @@ class AllPairs(Objective):
     def __init__(self, *, temperature: float = 0.07, learn_temperature: bool = False):
         super().__init__(temperature, learn_temperature)
 
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
-        one, other = torch.triu_indices(len(z.modalities), len(z.modalities), 1, device=z.z.device)
+    takes_groups = True
+
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
+        pairs = list(itertools.combinations(range(len(z.modalities)), 2))
         if views is None:
             views = z
         else:
-            one, other = torch.cat([one, other]), torch.cat([other, one])
+            pairs += [(other, one) for one, other in pairs]
         temperature = self.temperature()
-        terms = infonce(z.z[one], views.z[other], z.present[one], views.present[other], temperature)
-        pairs = tuple(f"{z.modalities[a]}_with_{z.modalities[b]}" for a, b in zip(one, other))
+        terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
+        names = tuple(f"{z.modalities[one]}_with_{z.modalities[other]}" for one, other in pairs)
 
         def measure() -> dict[str, float]:
             return {
-                **_both_ways(pairs, terms),
-                **intra_and_inter(z, views, temperature),
+                **_both_ways(names, terms),
+                **intra_and_inter(z, views, temperature, groups),
                 "leak": 0.0,
                 "temperature": temperature.item(),
             }
@@ -194,26 +222,30 @@ def leak(anchor: Anchor, z: Embeddings, views: Embeddings) -> float:
     return own / total if total != 0 else 0.0
 
 
-def intra_and_inter(z: Embeddings, views: Embeddings, temperature: Tensor) -> dict[str, float]:
+def intra_and_inter(
+    z: Embeddings, views: Embeddings, temperature: Tensor, groups: Tensor | None = None
+) -> dict[str, float]:
     """Mean symmetric InfoNCE, in nats, of each modality with its own view and with every other's."""
     found: dict[str, list[float]] = {"intra": [], "inter": []}
-    for shift in range(len(z.modalities)):
-        key, there = views.z.roll(-shift, 0), views.present.roll(-shift, 0)
-        terms = infonce(z.z, key, z.present, there, temperature)
+    count = len(z.modalities)
+    for shift in range(count):
+        pairs = [(m, (m + shift) % count) for m in range(count)]
+        terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
         losses = ((terms.forward + terms.backward) / 2)[terms.count > 0]
         found["inter" if shift else "intra"] += losses.tolist()
     return {name: sum(losses) / len(losses) for name, losses in found.items() if losses}
 
 
-def _mean_of_terms(terms: InfoNCE) -> Tensor:
-    """The mean over the modalities (or pairs) that have a positive at all."""
-    learnable = terms.count > 0
+def _mean_of_terms(terms: InfoNCE, weights: Tensor | None = None) -> Tensor:
+    """The mean over the modalities (or pairs) that have a positive at all, and a weight."""
+    learnable = terms.count > 0 if weights is None else (terms.count > 0) & (weights > 0)
     if not learnable.any():
         raise DataError(
             "nothing to learn from in this batch: no sample has both a modality and an anchor for it; "
             "expected some samples with two modalities present"
         )
-    return torch.where(learnable, (terms.forward + terms.backward) / 2, 0).sum() / learnable.sum()
+    weights = learnable if weights is None else learnable * weights
+    return torch.where(learnable, weights * (terms.forward + terms.backward) / 2, 0).sum() / weights.sum()
 
 
 def _both_ways(names: tuple[str, ...], terms: InfoNCE) -> dict[str, float]:

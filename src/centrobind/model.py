@@ -17,6 +17,7 @@ from centrobind.data import Samples
 from centrobind.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.errors import ConfigError, DataError
 from centrobind.inputs import INPUTS
+from centrobind.ranks import placed
 from centrobind.seeds import seeded
 from centrobind.types import Batch, Embeddings, unit
 
@@ -70,7 +71,8 @@ class Binder(nn.Module):
         """A prepared batch -> its embeddings, zeros where a modality is missing."""
         rows = []
         for name, here in zip(prepared.modalities, prepared.present):
-            z = self._towers[f"x_{name}"](prepared.inputs[name])
+            with placed(prepared.place and prepared.place[name]):  # dropout draws for the whole batch
+                z = self._towers[f"x_{name}"](prepared.inputs[name])
             rows.append(z if here.all() else z.new_zeros(len(here), self.dim).index_put((here,), z))
         return Embeddings(torch.stack(rows), prepared.present, prepared.modalities, prepared.ids)
 

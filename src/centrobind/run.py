@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from centrobind.checkpoint import read_tensors, write_atomically, write_tensors
-from centrobind.errors import CheckpointError, RunError
+from centrobind.errors import CentrobindWarning, CheckpointError, RunError, not_written
 
 
 class RunFolder:
@@ -29,7 +30,8 @@ class RunFolder:
         self.log_path = self.path / "metrics.jsonl"
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; expected a folder for the run")
-        held = self.path.is_dir() and any(self.path.iterdir())
+        # A kill while the very first file was written leaves a .partial, and that is no work of anyone's.
+        held = self.path.is_dir() and any(file.suffix != ".partial" for file in self.path.iterdir())
         if held and not (self.path / "config.yaml").is_file():
             raise RunError(f"{self.path} holds something that is not a run; choose another folder")
         if held and not (resume or replace):
@@ -37,9 +39,12 @@ class RunFolder:
                 f"{self.path} already holds a run; choose another folder, "
                 "go on with --resume, or start over with --force"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(not_written(self.path, error)) from None
         if replace and not resume:
-            for name in ("metrics.jsonl", "last", "previous", "best", "binder"):
+            for name in ("metrics.jsonl", "nonfinite.json", "nonfinite", "last", "fresh", "previous", "best", "binder"):
                 (self.path / (name if "." in name else f"{name}.safetensors")).unlink(missing_ok=True)
 
     def write_config(self, text: str, *, same: bool = False) -> None:
@@ -52,14 +57,21 @@ class RunFolder:
         write_atomically(path, text.encode())
 
     def log(self, record: Mapping[str, Any]) -> None:
-        with open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = json.dumps(record) + "\n"
+        try:
+            with open(self.log_path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            said = not_written(self.log_path, error, len(line))
+            raise RunError(f"{said}; the last checkpoint is intact. Make room, then go on with --resume") from None
 
     def read_log(self) -> list[dict[str, Any]]:
         return read_log(self.log_path)
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps that will be done again."""
+        if not self.log_path.is_file():
+            return
         kept = [record for record in self.read_log() if record["step"] <= step]
         write_atomically(self.log_path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
@@ -81,9 +93,14 @@ class RunFolder:
             path = self.path / f"{name}.safetensors"
             if path.exists():
                 try:
-                    return read_tensors(path)
+                    found = read_tensors(path)
                 except CheckpointError as error:
                     trouble.append(str(error))
+                    continue
+                if trouble:
+                    step = found[1].get("step")
+                    warnings.warn(f"{trouble[0]}\ngoing on from {path}, step {step}", CentrobindWarning, stacklevel=2)
+                return found
         if trouble:
             raise CheckpointError("no checkpoint to go on from:\n" + "\n".join(trouble))
         return None

@@ -8,22 +8,26 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from centrobind.augment import augment
 from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
-from centrobind.data import Sampler, Samples
+from centrobind.data import ReadAhead, Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
-from centrobind.losses import Loss, Objective
+from centrobind.losses import Objective
 from centrobind.metrics import retrieval
 from centrobind.model import Binder
+from centrobind.nonfinite import nonfinite_step
 from centrobind.progress import Watch, silent
+from centrobind.ranks import team as our_team
 from centrobind.run import RunFolder
-from centrobind.seeds import seeded
+from centrobind.step import differentiate
+from centrobind.types import Batch
 
 DEFAULT_BATCH = 256
 
@@ -43,43 +47,50 @@ def train(
 
     With a `run` that holds a checkpoint, goes on from there, to the same weights as if it had never stopped.
     Raises DataError, ConfigError or RunError; on Ctrl-C it finishes the step, writes a checkpoint and stops.
+    With other ranks (see ranks) the result is the same: each takes a part of every batch, the first one writes.
     """
     check_trainable(data, objective, settings)
+    team = our_team()
+    present = dict(zip(data.modalities, data.present.sum(1).tolist()))
+    team.check_same({"samples with": present, "seed": seed, **settings.model_dump()})
+    if not team.leads:
+        valid, run, watch = None, None, silent
     for name in objective.frozen:
         binder.towers[name].requires_grad_(False)
     modules = nn.ModuleDict({"towers": binder, "objective": objective})
     optimizer = make_optimizer(modules, settings)
     sampler = Sampler(len(data), settings.batch_size or min(DEFAULT_BATCH, len(data)), seed)
     start, best = 0, Best()
-    if run is not None and (saved := run.read_last()) is not None:
+    saved = team.from_leader(lambda: None if run is None else run.read_last())
+    if saved is not None:
         start = restore(modules, optimizer, sampler, best, *saved)
+    if run is not None:
         run.forget_after(start)
+    team.spread(modules)
     board = tensorboard_writer(run, settings)
-    batches = iter(sampler)
     binder.train()
     began = time.monotonic()
 
-    with stop_on_signal() as stopped:
+    def read(rows: np.ndarray) -> Batch:  # of all ranks' rows, this one's
+        return data.batch(rows, team.part(len(rows)))
+
+    with stop_on_signal(at_once=team.size == 1) as stopped, ReadAhead(sampler, read) as batches:
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
-            batch = binder.prepare(data.batch(next(batches)))
-            with seeded(seed, step):
-                with towers_precision(binder, settings):
-                    z, views = binder(batch), None
-                    if settings.augment > 0:
-                        views = binder(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
-                loss = objective(z, views=views)
-            if not torch.isfinite(loss.total):
-                raise RunError(_not_finite(step, loss, data, batch.ids))
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
+            batch = team.level(binder.prepare(next(batches)))
+            # Only the loss is kept: a graph that nobody walks back, such as of the views beside a fixed anchor, would
+            # outlive the next forward pass.
+            loss = differentiate(modules, batch, settings, seed=seed, step=step, team=team).loss
             norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
+            if not torch.isfinite(loss.total + norm):
+                again = partial(nonfinite_step, modules, data, batch.all_ids, settings, seed=seed, step=step, run=run)
+                raise team.agreed(team.from_leader(again))
             optimizer.step()
             objective.bound()
 
             done = step + 1
             watch(done, loss=loss.total.item())
-            last = done == settings.steps or stopped()  # asked once: what stops below must be saved above
+            last = done == settings.steps or team.any(stopped())  # asked once: what stops below must be saved above
             record: dict[str, Any] = {}
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
@@ -94,15 +105,16 @@ def train(
                     for key, value in record.items():
                         board.add_scalar(key, value, done)
             if run is not None and (done % settings.every("checkpoint") == 0 or last):
-                run.write_last(*snapshot(modules, optimizer, sampler, best, done))
+                run.write_last(*snapshot(modules, optimizer, batches, best, done))
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
-                raise RunError(f"stopped after step {done} of {settings.steps}{where}")
+                raise team.agreed(RunError(f"stopped after step {done} of {settings.steps}{where}"))
 
     if board is not None:
         board.close()
-    if settings.keep == "best" and best.step is not None:
+    if settings.keep == "best" and best.step is not None and team.leads:
         best.put_back(binder, run)
+    team.spread(binder)
     for name in objective.frozen:
         binder.towers[name].requires_grad_(True)
     if run is not None:
@@ -147,15 +159,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def towers_precision(binder: Binder, settings: TrainConfig) -> torch.autocast:
-    """bfloat16 inside the towers where it pays; unit vectors and losses are float32 in any case.
-
-    On a CPU without bfloat16 matrix units it makes a step slower, so "auto" means float32 there.
-    """
-    half = settings.precision == "bf16" or (settings.precision == "auto" and binder.device.type == "cuda")
-    return torch.autocast(binder.device.type, torch.bfloat16, enabled=half)
-
-
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
     """Mean and worst-pair retrieval on the validation samples."""
     scores = retrieval(binder.embed(valid))
@@ -191,7 +194,7 @@ class Best:
 
 
 def snapshot(
-    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, sampler: Sampler, best: Best, step: int
+    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, batches: ReadAhead, best: Best, step: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that the rest of the run depends on, as tensors and JSON."""
     names = {value: name for name, value in modules.named_parameters()}
@@ -201,7 +204,7 @@ def snapshot(
         tensors |= {f"optimizer/{names[parameter]}/{key}": value for key, value in state.items()}
     state = {
         "step": step,
-        "sampler": sampler.state(),
+        "sampler": batches.state(),
         "best": {"score": best.score, "step": best.step} if best.step is not None else None,
         "binder": modules["towers"].describe(),
     }
@@ -218,10 +221,10 @@ def restore(
 ) -> int:
     """Put a snapshot back and return its step; CheckpointError if it belongs to another run."""
     parts: dict[str, dict[str, Tensor]] = {"towers": {}, "objective": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = value
     try:
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
         for name in ("towers", "objective"):
             modules[name].load_state_dict(parts[name])
         for name, parameter in modules.named_parameters():
@@ -229,27 +232,37 @@ def restore(
                 key.rpartition("/")[2]: value for key, value in parts["optimizer"].items() if key.startswith(name + "/")
             }
             if found:
+                like = {key: (value.shape, value.dtype) for key, value in found.items() if key != "step"}
+                if like != dict.fromkeys(("exp_avg", "exp_avg_sq"), (parameter.shape, parameter.dtype)):
+                    raise ValueError(f"the optimizer's state of {name} is not AdamW's")
+                if found["step"].shape != () or found["step"].dtype != torch.float32:
+                    raise ValueError(f"the optimizer's step of {name} is no number")
                 optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
                 }
         sampler.load_state(state["sampler"])
         if state["best"] is not None:
             best.score, best.step = state["best"]["score"], state["best"]["step"]
-        return int(state["step"])
-    except (RuntimeError, KeyError, TypeError) as error:
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"step {state['step']!r}")
+        return state["step"]
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint belongs to a run with other data or settings ({error})") from None
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Any]:
-    """Ctrl-C or SIGTERM asks the loop to stop after this step; a second Ctrl-C stops at once."""
+def stop_on_signal(at_once: bool = True) -> Iterator[Any]:
+    """Ctrl-C or SIGTERM asks the loop to stop after this step; a second one stops it at once.
+
+    Not so with other ranks (`at_once` False): torchrun passes every signal on, so that one Ctrl-C comes twice.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if at_once and asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 
@@ -270,12 +283,3 @@ def tensorboard_writer(run: RunFolder | None, settings: TrainConfig) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(run.path / "tensorboard"))
-
-
-def _not_finite(step: int, loss: Loss, data: Samples, rows: Any) -> str:
-    parts = [name for name, value in loss.parts.items() if not math.isfinite(value)]
-    first = data.ids[rows[:5]]
-    return (
-        f"the loss became {loss.total.item()} in step {step + 1} (not finite: {parts}; samples {first}, ...); "
-        "try a lower train.lr or a higher temperature"
-    )

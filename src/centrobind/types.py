@@ -29,10 +29,19 @@ class Batch:
     inputs: Mapping[str, Any]  # modality -> (number present, ...)
     present: Tensor  # (M, N) bool
     ids: np.ndarray  # (N,)
+    # Where several ranks share a batch, each has a part of the `whole` (its ids), and `place` says for each modality
+    # how many of the whole's inputs lie before this part's, and how many there are.
+    whole: np.ndarray | None = None
+    place: Mapping[str, tuple[int, int]] | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.inputs)
+
+    @property
+    def all_ids(self) -> np.ndarray:
+        """Those of the other ranks' parts too."""
+        return self.ids if self.whole is None else self.whole
 
     def __len__(self) -> int:
         return self.present.shape[1]

@@ -22,6 +22,8 @@ COLUMNS: list[Column] = [
     ("probe all", ["probe/all"]),
     ("transfer", ["transfer/mean"]),
     ("native R@1", ["native/recall@1"]),
+    ("gap", lambda row: f"{row['metrics']['mean/gap']:.2f}" if "mean/gap" in row["metrics"] else ""),
+    ("s", lambda row: f"{row['seconds']:.1f}" if "seconds" in row else ""),
     ("temperature", lambda row: str(row.get("temperature", ""))),
     ("lr", lambda row: f"{row['lr']:g}" if "lr" in row else ""),
 ]

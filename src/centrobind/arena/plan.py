@@ -100,6 +100,7 @@ class Trial:
     augment: float
     valid: float
     start: str
+    encoders: dict[str, Any]  # by modality, where they are not the default; other encoders are other trials
 
     @property
     def key(self) -> str:
@@ -219,6 +220,7 @@ def _trial(
         augment=config.augment,
         valid=config.valid,
         start="scratch" if stage == "start" else config.start,
+        encoders={name: about.encoder_spec() for name, about in (dataset.modalities or {}).items()},
     )
 
 

@@ -5,11 +5,13 @@ Every finished trial is a line of rows.jsonl. A trial that fails is a line that 
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -108,22 +110,23 @@ class Arena:
     def run(self, *, jobs: int = 0, watch: Watch = silent) -> None:
         """Do everything that is not in the ledger yet, `jobs` trials at a time (default: one per core)."""
         jobs = jobs or os.cpu_count() or 1
-        threads = max(1, (os.cpu_count() or 1) // jobs)
         (self.out / "starts").mkdir(exist_ok=True)
         total = sum(self.count())
         done = 0
-        for number, wave in enumerate(self.waves()):
-            todo = [(data, trial) for data, trial in wave if self.ledger.of(trial) is None]
-            done += len(wave) - len(todo)
-            stage = ("starting points", "search", "final")[number]
-            watch(done, title=stage)
-            for row in _carry_out(todo, self.out, jobs, threads):
-                self.ledger.add(row)
-                done += 1
-                watch(min(done, total), title=f"{stage}: {row['trial']['dataset']} {row['trial']['label']}")
-            failed = [row for row in self.ledger.rows.values() if "error" in row and row["trial"]["stage"] == "start"]
-            if number == 0 and failed:
-                raise RunError(f"{self.out}: a starting point failed: {failed[0]['error']}")
+        with _Workers(jobs, self.out) as workers:
+            for stage, wave in zip(("starting points", "search", "final"), self.waves()):
+                todo = [(data, trial) for data, trial in wave if self.ledger.of(trial) is None]
+                done += len(wave) - len(todo)
+                watch(done, title=stage)
+                for row in workers.carry_out(todo):
+                    self.ledger.add(row)
+                    done += 1
+                    watch(min(done, total), title=f"{stage}: {row['trial']['dataset']} {row['trial']['label']}")
+                failed = [
+                    row for row in self.ledger.rows.values() if "error" in row and row["trial"]["stage"] == "start"
+                ]
+                if failed:
+                    raise RunError(f"{self.out}: a starting point failed: {failed[0]['error']}")
 
     def count(self) -> tuple[int, int, int]:
         """Trials in each wave, whether done or not."""
@@ -204,40 +207,73 @@ def _seconds_per_step(data: DatasetConfig, config: ArenaConfig, out: Path) -> fl
         torch.set_num_threads(before)
 
 
-def _carry_out(todo: list[tuple[DatasetConfig, Trial]], out: Path, jobs: int, threads: int) -> Iterator[Row]:
-    """Rows as they come. A worker that dies takes its trial with it once; the second time that is a row."""
-    waiting = list(reversed(todo))
-    died: dict[str, int] = {}
-    while waiting:
-        pool = ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_limit, initargs=(threads,)
-        )
+class _Workers:
+    """Processes that carry out trials side by side; with one job, this process does it."""
+
+    def __init__(self, jobs: int, out: Path):
+        self.jobs, self.out = jobs, out
+        self.pool: ProcessPoolExecutor | None = None
+        self.deaths: dict[str, int] = {}
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def carry_out(self, todo: list[tuple[DatasetConfig, Trial]]) -> Iterator[Row]:
+        """Rows as they come. A worker that dies takes its trial with it once; the second time that is a row."""
+        if self.jobs == 1:
+            yield from (_guarded(trial, data, self.out) for data, trial in todo)
+            return
+        waiting = list(reversed(todo))
         flying: dict[Future[Row], tuple[DatasetConfig, Trial]] = {}
-        try:
-            while waiting or flying:
-                while waiting and len(flying) < 2 * jobs:
+        while waiting or flying:
+            self.pool = self.pool or self._new_pool()
+            try:
+                while waiting and len(flying) < (1 if self.suspects(waiting[-1:], flying.values()) else 2 * self.jobs):
                     data, trial = waiting.pop()
-                    flying[pool.submit(_guarded, trial, data, out)] = (data, trial)
+                    flying[self.pool.submit(_guarded, trial, data, self.out)] = (data, trial)
                 finished, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in finished:
                     row = future.result()  # raises BrokenProcessPool when a worker was killed
                     del flying[future]
                     yield row
-        except BrokenProcessPool:
-            for data, trial in flying.values():
-                died[trial.key] = died.get(trial.key, 0) + 1
-                if died[trial.key] < 2:
-                    waiting.append((data, trial))
-                else:
-                    yield _row(trial, {"error": "the worker died twice; out of memory?"})
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            except BrokenProcessPool:
+                self.pool = None
+                for data, trial in flying.values():
+                    self.deaths[trial.key] = self.deaths.get(trial.key, 0) + 1
+                    if self.deaths[trial.key] < 2:
+                        waiting.append((data, trial))
+                    else:
+                        yield _row(trial, {"error": "the worker died twice; out of memory?"})
+                flying = {}
+
+    def suspects(self, *some: Iterable[tuple[DatasetConfig, Trial]]) -> bool:
+        """Whether any of these were there when a worker died: they run alone, so that the guilty one is known."""
+        return any(trial.key in self.deaths for _, trial in itertools.chain(*some))
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        return ProcessPoolExecutor(
+            self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+        )
 
 
-def _limit(threads: int) -> None:
-    """Workers that share cores must not each use all of them: thread pools that spin on one core starve each other."""
+def _begin(threads: int) -> None:
+    """Workers that share cores must not each use all of them: thread pools that spin on one core starve each other.
+
+    And a worker ends with its parent: of a parent that was killed, a pool's workers are never told.
+    """
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _guarded(trial: Trial, dataset: DatasetConfig, out: Path) -> Row:

@@ -55,8 +55,7 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
     path = str(store_of(dataset, out))
     learn, valid = _parts(path, trial.valid, trial.seed)
     objective = objective_of(trial, learn.modalities)
-    encoders = {name: about.encoder_spec() for name, about in (dataset.modalities or {}).items()}
-    binder = build_binder(learn, dim=trial.dim, encoders=encoders, seed=trial.seed)
+    binder = build_binder(learn, dim=trial.dim, encoders=trial.encoders, seed=trial.seed)
     beginning = out / "starts" / f"{trial.dataset}-{trial.seed}.safetensors"
     if trial.start == "unimodal":
         binder.load_state_dict(load(beginning).state_dict())
@@ -67,6 +66,7 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
         lr=trial.lr,
         augment=trial.augment,
         keep=keep,
+        validate_every=-(-trial.steps // 5),
         tensorboard=False,
     )
     started = time.perf_counter()
@@ -76,7 +76,9 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
         save(binder, beginning)
         return row
     seen = binder.embed(valid)
-    row["valid"] = {"cosine": retrieval(seen)["mean/mrr"], "native": native_retrieval(objective, seen)["mrr"]}
+    scores = retrieval(seen)
+    row["valid"] = {"cosine": scores["mean/mrr"], "native": native_retrieval(objective, seen)["mrr"]}
+    row["valid"] |= {"mean": scores["mean/recall@1"], "worst": scores["worst/recall@1"]}
     row["temperature"] = objective.temperature().item()
     if trial.stage == "final":
         test = _opened(path).part("test")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from centrobind.data.samples import Codes, Samples
 from centrobind.errors import DataError
+from centrobind.types import Batch
 
 SPLITS: Mapping[str, float] = {"train": 0.7, "valid": 0.1, "test": 0.2}
 
@@ -91,4 +94,44 @@ class Sampler:
         return {"seed": self.seed, "epoch": self.epoch, "seen": self.seen}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        self.seed, self.epoch, self.seen = (int(state[key]) for key in ("seed", "epoch", "seen"))
+        """DataError for numbers that no sampler of this many samples can have."""
+        seed, epoch, seen = (int(state[key]) for key in ("seed", "epoch", "seen"))
+        if seed < 0 or epoch < 0 or not 0 <= seen <= self.count:
+            raise DataError(f"expected a place within {self.count} samples, got {dict(state)}")
+        self.seed, self.epoch, self.seen = seed, epoch, seen
+
+
+class ReadAhead:
+    """The sampler's batches, each read in a thread while the one before it is worked on.
+
+    `state()` is the sampler's as of the last batch handed out: what was only read ahead is not yet done. One batch
+    ahead is enough, because a step takes longer than a read, and costs the memory of one batch.
+    """
+
+    def __init__(self, sampler: Sampler, read: Callable[[np.ndarray], Batch]):
+        self.sampler, self.read = sampler, read
+        self._rows = iter(sampler)
+        self._state = sampler.state()
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._next: Future[tuple[Batch, dict[str, int]]] = self._thread.submit(self._read_one)
+
+    def __iter__(self) -> ReadAhead:
+        return self
+
+    def __next__(self) -> Batch:
+        batch, self._state = self._next.result()
+        self._next = self._thread.submit(self._read_one)
+        return batch
+
+    def _read_one(self) -> tuple[Batch, dict[str, int]]:
+        batch = self.read(next(self._rows))
+        return batch, self.sampler.state()
+
+    def state(self) -> dict[str, int]:
+        return self._state
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)

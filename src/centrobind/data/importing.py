@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from centrobind.data.samples import NAME, Samples
+from centrobind.data.samples import NAME, NOT_AN_ARRAY, Samples
 from centrobind.errors import DataError
 
 ABOUT = ("id", "label", "split", "group")  # columns that describe a sample rather than show it
@@ -137,7 +137,7 @@ class _CellReader:
             return None
         try:
             value = self._value(cell, text=name in self.shapes and self.shapes[name] is None)
-        except (ValueError, OSError, TypeError, EOFError) as error:
+        except NOT_AN_ARRAY as error:
             self.problem(row, name, str(error))
             return None
         if isinstance(value, np.ndarray):
@@ -315,7 +315,7 @@ class _Member:
             version = npy.read_magic(self.file)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, self.dtype = read_header(self.file)
-        except (ValueError, SyntaxError, TypeError) as error:
+        except NOT_AN_ARRAY as error:
             raise DataError(f"{self.name}: not an array ({error})") from None
         if self.dtype.kind not in "biufU" or len(shape) == 0:
             raise DataError(

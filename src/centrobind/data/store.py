@@ -1,4 +1,4 @@
-"""A store: a folder of packed, memory-mapped .npy files and a meta.json, read at array speed.
+"""A store: a folder of packed .npy files and a meta.json, written in one pass; opening.py reads it at array speed.
 
     meta.json                    what is here: format, version, modalities, sizes and checksums
     x_image.npy                  (rows, ...) the values that exist, without gaps
@@ -13,20 +13,21 @@ Writing goes to a folder beside the target, meta.json last, then one rename: a s
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
 
-from centrobind.data.samples import KINDS, NAME, Codes, Column, Samples, Strings
-from centrobind.errors import StoreError
+from centrobind.data.samples import Codes, Samples, Strings
+from centrobind.errors import StoreError, not_written
 
 FORMAT, VERSION = "centrobind-store", 1
 CATEGORIES = ("label", "split", "group")
@@ -38,36 +39,69 @@ def write_store(path: str | Path, chunks: Iterable[Samples] | Samples, *, replac
     Raises StoreError if the folder exists (unless `replace`), or if chunks do not agree.
     """
     path = Path(path)
-    if path.exists() and not (replace and (path / "meta.json").is_file()):
-        raise StoreError(f"{path} exists already; choose another folder, or say replace (--force) to overwrite a store")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(path.name + ".old")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with _folder_beside(path) as folder:
+        if (old / "meta.json").is_file() and not path.exists():
+            old.rename(path)  # an import was killed between the two renames below
+        if path.exists() and not (replace and (path / "meta.json").is_file()):
+            raise StoreError(
+                f"{path} exists already; choose another folder, or say replace (--force) to overwrite a store"
+            )
         with StoreWriter(folder) as writer:
             for chunk in [chunks] if isinstance(chunks, Samples) else chunks:
                 writer.append(chunk)
             writer.finish()
-        if path.exists():
-            old = path.with_name(path.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-            folder.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            folder.rename(path)
+        with _writing(path):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+                folder.rename(path)
+                (old / "meta.json").unlink()
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                folder.rename(path)
     return path
 
 
 @contextmanager
-def _folder_beside(path: Path):
-    """A fresh working folder, removed if it was not renamed away; left over only by a hard kill."""
-    folder = path.with_name(path.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that is full or read-only is the user's to mend."""
     try:
-        yield folder
+        yield
+    except OSError as error:
+        raise StoreError(f"{not_written(path, error)}; nothing was imported, what was there before is intact") from None
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """An empty working folder that no other process writes to, removed if it was not renamed away.
+
+    A hard kill leaves it behind and the next import empties it; the lock on it dies with its process.
+    """
+    folder = path.with_name(path.name + ".partial")
+    with _writing(folder):
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(lock), folder.stat())  # else: renamed away before we had the lock
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise StoreError(f"{folder} belongs to another import into {path} that is running; wait until it is done")
+        with _writing(folder):
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        try:
+            yield folder
+        finally:
+            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
-        if folder.exists():
-            shutil.rmtree(folder)
+        os.close(lock)
 
 
 class StoreWriter:
@@ -168,7 +202,8 @@ class StoreWriter:
 
     def __exit__(self, *error: object) -> None:
         for file in self.files.values():
-            file.file.close()
+            with suppress(OSError):  # on a full disk closing fails as well, and what matters was said already
+                file.file.close()
 
     def finish(self) -> None:
         """Complete the files, then write meta.json, which is what makes the folder a store."""
@@ -189,7 +224,7 @@ class StoreWriter:
             "categories": {what: list(names) for what, names in self.categories.items()},
             "files": files,
         }
-        with open(self.folder / "meta.json", "w", encoding="utf-8") as file:
+        with _writing(self.folder / "meta.json"), open(self.folder / "meta.json", "w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1, ensure_ascii=True)
             file.flush()
             os.fsync(file.fileno())
@@ -204,7 +239,8 @@ class _NpyFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by the StoreWriter)
+        with _writing(path):
+            self.file = open(path, "wb")  # noqa: SIM115 (closed by the StoreWriter)
         self.rows = 0
         self.dtype: np.dtype | None = None
         self.shape: tuple[int, ...] = ()
@@ -213,13 +249,15 @@ class _NpyFile:
         values = np.ascontiguousarray(values)
         if self.dtype is None:
             self.dtype, self.shape = values.dtype, values.shape[1:]
-            self._header()
+            with _writing(self.path):
+                self._header()
         if (values.dtype, values.shape[1:]) != (self.dtype, self.shape):
             raise StoreError(
                 f"{self.path.stem}: expected {self.dtype} values of shape {self.shape} as in the first chunk, "
                 f"got {values.dtype} of shape {values.shape[1:]} after {self.rows} values"
             )
-        self.file.write(values.data if values.size else b"")
+        with _writing(self.path):
+            self.file.write(values.data if values.size else b"")
         self.rows += len(values)
 
     def _header(self) -> None:
@@ -231,121 +269,19 @@ class _NpyFile:
         npy.write_array_header_1_0(self.file, description)
 
     def finish(self) -> dict[str, int | str]:
-        end = self.file.tell()
-        self.file.seek(0)
-        self._header()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        with _writing(self.path):
+            end = self.file.tell()
+            self.file.seek(0)
+            self._header()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
         return {"bytes": end, "sha256": checksum(self.path)}
 
 
 def checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_store(path: str | Path, *, verify: bool = False) -> Samples:
-    """Open a store; values stay on disk, memory-mapped. `verify` also reads all of it against its checksums.
-
-    Raises StoreError for a folder that is no store, is damaged, or comes from a newer centrobind.
-    """
-    path = Path(path)
-    meta = _read_meta(path)
-    count = meta["samples"]
-    for name, expected in meta["files"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != expected["bytes"]:
-            raise StoreError(
-                f"{path / name}: expected {expected['bytes']} bytes, found {'no file' if found is None else found}; "
-                "the store is incomplete, import it again"
-            )
-        if verify and checksum(path / name) != expected["sha256"]:
-            raise StoreError(f"{path / name}: checksum differs; the file was damaged or edited, import it again")
-
-    columns = {}
-    for name, about in meta["modalities"].items():
-        rows = _array(path, f"rows_{name}", np.int32, (count,))
-        values = (
-            _strings(path, f"x_{name}", f"offsets_{name}") if about["kind"] == "text" else _array(path, f"x_{name}")
-        )
-        if len(values) != about["values"] or (count and rows.max() >= len(values)) or (count and rows.min() < -1):
-            raise StoreError(f"{path}: rows_{name}.npy points outside x_{name}.npy; import the data again")
-        columns[name] = Column(values, rows, about["kind"])
-    ids = _strings(path, "ids", "ids_offsets")
-    if len(ids) != count:
-        raise StoreError(f"{path}: expected {count} ids, found {len(ids)}; import the data again")
-    categories = {
-        what: Codes(_array(path, what, np.int32, (count,)), tuple(names)) for what, names in meta["categories"].items()
-    }
-    for what, codes in categories.items():
-        if count and (codes.codes.min() < -1 or codes.codes.max() >= len(codes.names)):
-            raise StoreError(f"{path}: {what}.npy holds codes without a name in meta.json; import the data again")
-    return Samples(columns, ids, **categories)
-
-
-def _read_meta(path: Path) -> dict:
-    """meta.json, with everything that the rest relies on checked."""
-    file = path / "meta.json"
-    if not file.is_file():
-        what = "no such folder" if not path.exists() else "no meta.json in it"
-        raise StoreError(f"{path} is not a store ({what}); make one with `centrobind import SOURCE {path}`")
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise StoreError(f"{file}: expected format {FORMAT!r}; this folder was not made by centrobind")
-        version = meta["version"]
-        if version != VERSION:
-            raise StoreError(
-                f"{file}: store version {version}, this centrobind reads {VERSION}; upgrade it, or import again"
-            )
-        good = (
-            type(meta["samples"]) is int
-            and meta["samples"] > 0
-            and all(
-                NAME.fullmatch(name) and about["kind"] in KINDS and type(about["values"]) is int
-                for name, about in meta["modalities"].items()
-            )
-            and all(
-                what in CATEGORIES and all(isinstance(name, str) for name in names)
-                for what, names in meta["categories"].items()
-            )
-            and all(
-                "/" not in name and "\\" not in name and name.endswith(".npy") and type(about["bytes"]) is int
-                for name, about in meta["files"].items()
-            )
-        )
-    except StoreError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{file}: cannot be read as a store's description ({error}); import the data again") from None
-    if not good:
-        raise StoreError(f"{file}: a value in it is not what a store holds; import the data again")
-    return meta
-
-
-def _array(path: Path, name: str, dtype: type | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A .npy file, memory-mapped, of numbers, never unpickled."""
-    file = path / f"{name}.npy"
-    try:
-        empty = file.stat().st_size <= 128 and np.load(file, allow_pickle=False).size == 0
-        array = np.load(file, mmap_mode=None if empty else "r", allow_pickle=False)  # an empty file cannot be mapped
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError) as error:
-        raise StoreError(f"{file}: cannot be read as an array ({error}); import the data again") from None
-    if array.dtype.kind not in "biuf" or (dtype and array.dtype != dtype) or (shape and array.shape != shape):
-        raise StoreError(
-            f"{file}: expected {np.dtype(dtype) if dtype else 'numbers'} of shape {shape or '(rows, ...)'}, "
-            f"got {array.dtype} of shape {array.shape}; import the data again"
-        )
-    return array
-
-
-def _strings(path: Path, blob: str, offsets: str) -> Strings:
-    letters, ends = _array(path, blob, np.uint8), _array(path, offsets, np.int64)
-    whole = letters.ndim == ends.ndim == 1 and len(ends) > 0 and ends[0] == 0 and ends[-1] == len(letters)
-    if not whole or (ends[1:] < ends[:-1]).any():
-        raise StoreError(f"{path / offsets}.npy does not fit {blob}.npy; import the data again")
-    return Strings(letters, ends[:-1], ends[1:])
 
 
 def read_in_chunks(samples: Samples, size: int = 4096, each: Callable[[int], None] | None = None) -> Iterable[Samples]:

@@ -1,0 +1,275 @@
+"""What each rank does in the tests of ranks; test_ranks.py starts them and judges what they bring home."""
+
+import inspect
+import multiprocessing
+import os
+import signal
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from centrobind.augment import augment
+from centrobind.config import TrainConfig
+from centrobind.data import ReadAhead, Samples, train_and_valid
+from centrobind.errors import CentrobindError, RunError
+from centrobind.model import build_binder
+from centrobind.objectives import OBJECTIVES
+from centrobind.ranks import gather, joined
+from centrobind.run import RunFolder
+from centrobind.seeds import seeded
+from centrobind.train import train
+from centrobind.types import Embeddings
+from conftest import mixed_samples
+
+ROWS = 11  # 5 + 6 on two ranks, 3 + 4 + 4 on three
+LAYOUTS = {2: "one rank only", 3: "gaps", 5: "a rank without a positive"}
+CASES = [(name, 3 if name == "triangle" else count, layout) for name in OBJECTIVES for count, layout in LAYOUTS.items()]
+
+
+# ---- one gradient -----------------------------------------------------------------------------------------------
+
+
+def make_objective(name, names):
+    takes = inspect.signature(OBJECTIVES[name]).parameters
+    known = {"anchor": names[-1], "modalities": names, "weights": {names[0]: 2.0}}
+    options = {key: value for key, value in known.items() if key in takes}
+    return OBJECTIVES[name](**options, temperature=0.3, learn_temperature=True)
+
+
+def make_samples(count, layout, rows=ROWS):
+    draw = np.random.default_rng(count)
+    names = "abcde"[:count]
+    present = draw.random((count, rows)) < 0.7
+    present[:, -2:] = True  # the joint objectives need complete samples
+    if layout == "one rank only":
+        present[-1, : -rows // 3] = False
+    if layout == "a rank without a positive":
+        present[:, : rows // 2] = np.arange(rows // 2) % count == np.arange(count)[:, None]
+    present[0] |= ~present.any(0)
+    columns = {
+        name: [f"{'word ' * (i + 1)}{i}" for i in range(rows)] if name == "b" else draw.normal(size=(rows, 3 + m))
+        for m, name in enumerate(names)
+    }
+    return Samples.of(columns, present=dict(zip(names, present)), kinds={"b": "text"})
+
+
+def gradient(team, name, count, layout):
+    """Loss and gradients of one objective, learned temperature, dropout, views and gaps and all, in float64."""
+    samples = make_samples(count, layout)
+    names = samples.modalities
+    encoders = {n: {"encoder": "mlp", "width": 6, "dropout": 0.3} for n in names if n != "b"}
+    binder, objective = build_binder(samples, dim=4, encoders=encoders).double(), make_objective(name, names).double()
+    modules = torch.nn.ModuleDict({"towers": binder, "objective": objective})
+    rows = np.random.default_rng(1).permutation(len(samples)) if layout == "gaps" else np.arange(len(samples))
+    batch = team.level(binder.prepare(samples.batch(rows, team.part(len(rows)))))
+    with seeded(1, 2):
+        z, views = binder(batch), binder(augment(batch, binder.kinds, seed=(3, 4)))
+        z, views = team.gather(z, views, ids=batch.whole)
+        with team.dividing():
+            loss = objective(z, views=views)
+    loss.total.backward()
+    team.average(modules.parameters())
+    found = {key: value.grad for key, value in modules.named_parameters() if value.grad is not None}
+    return loss.total.item(), found, loss.parts if team.leads else None
+
+
+def gradients(team):
+    return {case: gradient(team, *case) for case in CASES}
+
+
+def own_loop(team):
+    """Gradients as in docs/scale.md: towers of one's own in DDP, all ranks' embeddings gathered, the plain loss."""
+    torch.manual_seed(0)
+    x, tower = torch.randn(2, 7, 3, dtype=torch.float64), torch.nn.Linear(3, 4).double()
+    x = x[:, team.part(7)]
+    run = DistributedDataParallel(tower) if team.size > 1 else tower
+    a, b = run(x.flatten(0, 1)).unflatten(0, (2, -1))
+    present = torch.arange(7)[team.part(7)] != 2
+    loss = OBJECTIVES["leave_one_out"]()
+    loss(gather(Embeddings.of({"a": a, "b": b}, present={"a": present}))).total.backward()
+    return [value.grad for value in tower.parameters()]
+
+
+def agreement(team):
+    """Draws inside `dividing` after each rank drew another number of times, and weights after `spread`."""
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.fill_(team.rank)
+    team.spread(layer)
+    with seeded(0):
+        torch.rand(team.rank + 1)
+        with team.dividing():
+            drawn = torch.rand(3)
+    return drawn, layer.weight.detach()
+
+
+# ---- whole runs -------------------------------------------------------------------------------------------------
+
+SETTINGS = TrainConfig(
+    steps=12, batch_size=16, lr=0.02, validate_every=1, checkpoint_every=12, log_every=1, tensorboard=False
+)
+
+
+@contextmanager
+def seen_rows(at=None, then=None):
+    """The rows of every batch that this process trains on; before step `at` it does `then` besides."""
+    seen, plain = [], ReadAhead.__next__
+
+    def batch(self):
+        made = plain(self)
+        seen.append(made.ids.tolist())
+        if len(seen) == at:
+            then()
+        return made
+
+    ReadAhead.__next__ = batch
+    try:
+        yield seen
+    finally:
+        ReadAhead.__next__ = plain
+
+
+def trained(team, path, name="random", settings=SETTINGS, resume=False, seed=0, samples=None):
+    """Weights at the end, in float64, and the rows that this rank read in each step."""
+    learn, valid = train_and_valid(samples or mixed_samples())
+    dropout = 0.2 if settings.chunk is None else 0.0  # in chunks a sample's draws hang on its place in the chunk
+    binder = build_binder(learn, dim=8, encoders={"vector": {"encoder": "mlp", "dropout": dropout}}).double()
+    objective = make_objective(name, learn.modalities).double()
+    run = None
+    if team.leads:
+        run = RunFolder(path, resume=resume)
+        run.write_config("x: 1")
+    with seen_rows() as seen:
+        train(binder, objective, learn, valid, settings, seed=seed, run=run)
+    return binder.state_dict(), seen
+
+
+def in_chunks(team, path):
+    """The weights after three steps, in chunks of five samples on several ranks, in one of all on one."""
+    chunk = 5 if team.size > 1 else 100
+    return trained(team, path, settings=SETTINGS.model_copy(update={"steps": 3, "chunk": chunk}))[0]
+
+
+def interrupted(team, path, at=5):
+    """Ctrl-C on the last rank in a step; what every rank says then, and the rows it read."""
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # torchrun passes on what the terminal has sent already
+
+    with seen_rows(at, twice if team.rank == team.size - 1 else int) as seen:
+        try:
+            trained(team, path)
+        except RunError as error:
+            return str(error), error.said, seen
+    return None
+
+
+COUNTED = {"leave_one_out": 4, "all_pairs": 12, "gram": 0}
+
+
+def counted(team):
+    """What one step hands to the collectives, (which, bytes), and the trained numbers and tensors."""
+    return {(name, augment): exchanges(name, augment) for name in COUNTED for augment in (0, 1)}
+
+
+def exchanges(name, augment):
+    calls, steps, samples = [], [], Samples.of({n: np.eye(14) + m for m, n in enumerate("abcd")})
+    samples = replace(samples, columns=samples.columns | {"t": Samples.of({"t": ["x y", "z"] * 7}).columns["t"]})
+    samples = samples.only("abct")
+    plain = {how: getattr(dist, how) for how in ("all_reduce", "all_gather", "reduce_scatter", "broadcast")}
+
+    def counting(how):
+        def call(*args, **options):
+            sent = args[0] if how in ("all_reduce", "broadcast") else args[1]  # the others: (output, input)
+            sent = sent if isinstance(sent, list) else [sent]
+            calls.append((how, sum(value.numel() * value.element_size() for value in sent)))
+            return plain[how](*args, **options)
+
+        return call
+
+    settings = TrainConfig(steps=3, batch_size=14, augment=augment, tensorboard=False)
+    binder, objective = build_binder(samples, dim=8), make_objective(name, samples.modalities)
+    trained = [v for module in (binder, objective) for v in module.parameters()]
+    for how in plain:
+        setattr(dist, how, counting(how))
+    try:
+        with seen_rows(2, lambda: steps.append(len(calls))), seen_rows(3, lambda: steps.append(len(calls))):
+            train(binder, objective, samples, None, settings)
+    finally:
+        for how, function in plain.items():
+            setattr(dist, how, function)
+    return calls[steps[0] : steps[1]], sum(v.numel() for v in trained), len(trained)
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------
+
+
+def said(make):
+    try:
+        make()
+    except CentrobindError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def mistakes(team, folder):
+    """What each rank says to mistakes that only some ranks can see."""
+    rows = np.arange(60)  # the first half has a, the second b, the last two both: hardly a batch has a positive
+
+    def nothing_to_learn():
+        present = {"a": (rows < 30) | (rows > 57), "b": rows >= 30}
+        learn = Samples.of({"a": np.eye(60), "b": np.eye(60)}, present=present)
+        binder = build_binder(learn, dim=4)
+        settings = SETTINGS.model_copy(update={"batch_size": 4, "steps": 60})
+        train(binder, make_objective("leave_one_out", learn.modalities), learn, None, settings)
+
+    return {
+        "another seed": said(lambda: trained(team, folder / "a", seed=team.rank)),
+        "a taken folder": said(lambda: team.from_leader(lambda: RunFolder(folder / "a"))),
+        "no positive": said(nothing_to_learn),
+        "fine": said(lambda: team.from_leader(lambda: None)),
+    }
+
+
+def one_dies(team, folder):
+    """A rank is killed in step 3; the others must not wait for it."""
+    with seen_rows(3, (lambda: os._exit(9)) if team.rank == 1 else int):
+        return said(lambda: trained(team, folder))
+
+
+def start(size, jobs, folder: Path) -> list[dict]:
+    """Run functions of this module on so many ranks; what each rank found, by job, or the traceback of its error."""
+    context = multiprocessing.get_context("forkserver")  # imports torch once, forks before it has threads
+    context.set_forkserver_preload(["centrobind.fitting", "torch._dynamo"])
+    ranks = [context.Process(target=_rank, args=(rank, size, jobs, folder)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(400)
+        rank.kill()
+    files = [folder / f"{rank}of{size}.pt" for rank in range(size)]
+    return [torch.load(file, weights_only=False) if file.exists() else {} for file in files]
+
+
+def _rank(rank, size, jobs, folder):
+    torch.set_num_threads(1)
+    meet = f"file://{folder / f'meet{size}'}"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size, timeout=timedelta(minutes=5))
+    made = {}
+    with joined() as team:
+        for name, *args in jobs:
+            try:
+                made[name] = globals()[name](team, *args)
+            except Exception:
+                made[name] = traceback.format_exc()
+                break
+    torch.save(made, folder / f"{rank}of{size}.pt")
+    dist.destroy_process_group()
