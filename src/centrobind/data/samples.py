@@ -139,9 +139,11 @@ class Column:
         """The values of those of these samples that have one, in order."""
         rows = self.rows[samples]
         rows = rows[rows >= 0]
-        if isinstance(self.values, np.ndarray):
-            will_need(self.values, rows, rows + 1)
-        return self.values[rows]
+        if isinstance(self.values, Strings):
+            return self.values[rows]
+        will_need(self.values, rows, rows + 1)
+        # Not values[rows]: that keeps the interpreter to itself while it waits for the disk, and training stands still.
+        return np.take(np.asarray(self.values), rows, axis=0)
 
 
 @dataclass(frozen=True)
