@@ -130,26 +130,47 @@ def pooled_anchor(*, temperature: float = 0.07, learn_temperature: bool = False)
 
 
 class SharedAnchors(Objective):
-    """leave-one-out against the anchors of all modalities: z_m meets every sample's a_1..a_M, its own a_m matches."""
+    """leave-one-out against the anchors of all modalities: z_m meets every sample's a_1..a_M, its own a_m matches.
+
+    `share` of the loss is that; the rest is plain leave-one-out. `ahead`, `back`: which directions share.
+    """
+
+    def __init__(self, temperature, learn_temperature, share=1.0, ahead=True, back=True):
+        super().__init__(temperature, learn_temperature)
+        self.share, self.ahead, self.back = share, ahead, back
+        self.needs_views = True
 
     def compare(self, z: Embeddings, views: Embeddings) -> Loss:
-        tau = self.temperature()
         made = anchors.leave_one_out(views)
-        n = z.z.shape[1]
-        logits = torch.einsum("mnd,kjd->mnkj", z.z, made.z) / tau
-        eye = torch.eye(n, dtype=torch.bool)
-        logits = logits.masked_fill(~made.present[None, None], -torch.inf)
-        negatives = logits.masked_fill(eye[None, :, None, :], -torch.inf)
-        match = (z.z * made.z).sum(-1) / tau
-        ahead = torch.logaddexp(negatives.logsumexp((2, 3)), match) - match
-        back = negatives.masked_fill(~z.present[:, :, None, None], -torch.inf).logsumexp((0, 1))
-        back = torch.logaddexp(back, match) - match
+        logits = torch.einsum("mnd,kjd->mnkj", z.z, made.z) / self.temperature()
+        n = z.present.shape[1]
+        logits = logits.masked_fill(~made.present | torch.eye(n, dtype=torch.bool)[:, None, :], -torch.inf)
+        logits = logits.masked_fill(~z.present[:, :, None, None], -torch.inf)
+        own = logits.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (M, n, j): each modality with its own anchors
+        match = (z.z * made.z).sum(-1) / self.temperature()
         there = z.present & made.present
-        return Loss(((ahead + back) / 2)[there].mean(), dict)
+        plain = self._mean(own.logsumexp(2), own.logsumexp(1), match, there)
+        ahead = logits.logsumexp((2, 3)) if self.ahead else own.logsumexp(2)
+        back = logits.logsumexp((0, 1)) if self.back else own.logsumexp(1)
+        return Loss(self.share * self._mean(ahead, back, match, there) + (1 - self.share) * plain, dict)
+
+    @staticmethod
+    def _mean(ahead: Tensor, back: Tensor, match: Tensor, there: Tensor) -> Tensor:
+        each = (torch.logaddexp(ahead, match) + torch.logaddexp(back, match)) / 2 - match
+        return each[there].mean()
 
 
-def shared_anchors(*, temperature: float = 0.07, learn_temperature: bool = False) -> Objective:
-    return SharedAnchors(temperature, learn_temperature)
+def _shared(**options):
+    def make(*, temperature: float = 0.07, learn_temperature: bool = False) -> Objective:
+        return SharedAnchors(temperature, learn_temperature, **options)
+
+    return make
+
+
+shared_anchors = _shared()
+shared_half = _shared(share=0.5)
+shared_ahead = _shared(back=False)
+shared_back = _shared(ahead=False)
 
 
 class LearnedOthers(torch.nn.Module):
