@@ -43,7 +43,8 @@ RESULTS = Path(__file__).parent / "results" / "big_store.json"
 MODALITIES, WIDTH, CHUNK, BATCH = ("a", "b", "c"), 1024, 8192, 256
 BYTES_A_SAMPLE = len(MODALITIES) * WIDTH * 4
 GB = 1e9
-TURN, UNTIMED = 50, 5  # steps of a turn, and how many of them before its clock starts: a batch was read while it waited
+TURN = 50
+UNTIMED = 5  # steps of a turn before its clock starts: a batch was read while it waited
 
 
 def made_up(count: int) -> Iterator[Samples]:
@@ -101,7 +102,7 @@ def leave_group(pid: int) -> None:
             (Path(root) / f"centrobind-{pid}").rmdir()
 
 
-def work(store: Path, where: str, steps: int, limit: float, threads: int, parent: Any) -> None:
+def work(store: Path, where: str, steps: int, turn: int, limit: float, threads: int, parent: Any) -> None:
     """Train in this process, from the store or from memory, a turn whenever the parent says so."""
     torch.set_num_threads(threads)
     samples, how = open_store(store), "none"
@@ -118,10 +119,10 @@ def work(store: Path, where: str, steps: int, limit: float, threads: int, parent
         if done % 10 == 0 or done == steps:
             for key, value in memory().items():
                 most[key] = max(most[key], value)
-        if done % TURN == UNTIMED:
+        if done % turn == UNTIMED:
             clock = time.perf_counter()
-        if done % TURN == 0:
-            parent.send((TURN - UNTIMED) / (time.perf_counter() - clock))
+        if done % turn == 0:
+            parent.send((turn - UNTIMED) / (time.perf_counter() - clock))
             parent.recv()
 
     settings = TrainConfig(steps=steps, batch_size=BATCH, tensorboard=False)
@@ -188,24 +189,24 @@ def shared_pages(store: Path, answer: Any) -> None:
     answer.send({key: round(value, 1) for key, value in found.items()})
 
 
-def measure(folder: Path, gb: float, steps: int | None, limit: float, threads: int) -> dict[str, Any]:
+def measure(folder: Path, gb: float, steps: int | None, turn: int, limit: float, threads: int) -> dict[str, Any]:
     count = max(2 * BATCH, round(gb * GB / BYTES_A_SAMPLE))
     began = time.perf_counter()
     store = write_store(folder / "store", made_up(count))
     written = time.perf_counter() - began
     size = sum(path.stat().st_size for path in store.iterdir())
-    steps = -(-(steps or -(-count // BATCH)) // TURN) * TURN
+    steps = -(-(steps or -(-count // BATCH)) // turn) * turn
     drop_from_page_cache(store)
     workers = {}
     for where in ("memory", "store"):  # the store last, so that the other has not just read all of it
-        workers[where] = Worker(work, store, where, steps, limit, threads)
+        workers[where] = Worker(work, store, where, steps, turn, limit, threads)
         assert workers[where].answer() == "ready"
         drop_from_page_cache(store)
     rates: dict[str, list[float]] = {"store": [], "memory": []}
-    for turn in range(steps // TURN):
-        for where in ("store", "memory") if turn % 2 == 0 else ("memory", "store"):
+    for one in range(steps // turn):
+        for where in ("store", "memory") if one % 2 == 0 else ("memory", "store"):
             rates[where].append(workers[where].go_on())
-        print(turn, *(f"{where} {rate[-1]:.2f}" for where, rate in rates.items()), flush=True)
+        print(one, *(f"{where} {rate[-1]:.2f}" for where, rate in rates.items()), flush=True)
     ends = {where: worker.go_on() for where, worker in workers.items()}
     for worker in workers.values():
         worker.end()
@@ -237,7 +238,8 @@ def measure(folder: Path, gb: float, steps: int | None, limit: float, threads: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=4.2, help="size of the store")
-    parser.add_argument("--steps", type=int, help=f"a multiple of {TURN}; default: an epoch")
+    parser.add_argument("--steps", type=int, help="rounded up to whole turns; default: an epoch")
+    parser.add_argument("--turn", type=int, default=TURN, help=f"steps, more than {UNTIMED}")
     parser.add_argument("--limit-gb", type=float, default=1.5)
     parser.add_argument("--threads", type=int, default=1, help="of torch; the read-ahead has one of its own")
     parser.add_argument("--folder", type=Path, help="where the store goes for the while; default: a temporary folder")
@@ -249,7 +251,7 @@ def main() -> None:
             raise SystemExit(
                 f"{name}: expected {options.gb * 1.1:.1f} GB free, got {free / GB:.1f}; say --folder or --gb"
             )
-        found = measure(Path(name), options.gb, options.steps, options.limit_gb, options.threads)
+        found = measure(Path(name), options.gb, options.steps, options.turn, options.limit_gb, options.threads)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

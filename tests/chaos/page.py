@@ -32,7 +32,7 @@ def chaos(found: dict[str, Any]) -> str:
 
 
 def _counts(landed: dict[str, int]) -> str:
-    return ", ".join(f"{phase} {count}" for phase, count in landed.items())
+    return ", ".join(f"{phase or 'before its first word'} {count}" for phase, count in landed.items())
 
 
 def fuzz(found: dict[str, Any]) -> str:

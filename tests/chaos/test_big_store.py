@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_benchmark_runs_and_both_ways_end_with_the_same_weights(tmp_path):
     out = tmp_path / "big.json"
     script = ROOT / "benchmarks" / "big_store.py"
-    python(script, "--gb", 0.15, "--steps", 50, "--folder", tmp_path, "--out", out)
+    python(script, "--gb", 0.15, "--steps", 16, "--turn", 8, "--folder", tmp_path, "--out", out)
     found = json.loads(out.read_text())
     assert found["same_weights"] and found["store_gb"] >= 0.15
     assert found["peak_gb"]["store"]["anonymous"] < found["peak_gb"]["memory"]["anonymous"] - 0.1
