@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -232,19 +233,16 @@ def better(family: Family, first: Mapping[float, Mapping[str, Any]]) -> float | 
 def table(rows: Mapping[str, Any], name: str) -> str:
     """Percent, mean over seeds; the temperature that was chosen in brackets."""
     family, (measure_name, what) = FAMILIES[name], next(iter(FAMILIES[name].measures.items()))
-    lines = [["objective", *map(str, family.values)], ["---"] + ["---:"] * len(family.values)]
+    lines = []
     for label in OBJECTIVES:
         line = [label]
         for value in family.values:
             found = chosen(rows, name, value, label)
-            line.append(
-                "cannot learn"
-                if not found
-                else f"{100 * np.mean([f[measure_name] for f in found[1]]):.1f} ({found[0]:g})"
-            )
+            score = "cannot learn" if found is None else f"{100 * np.mean([f[measure_name] for f in found[1]]):.1f}"
+            line.append(score if found is None else f"{score} ({found[0]:g})")
         lines.append(line)
     head = f"{what[0].upper()}{what[1:]} in %, by {family.across}:\n\n"
-    return head + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return head + pages.table(["objective", *family.values], lines)
 
 
 def plot(rows: Mapping[str, Any], name: str) -> None:
@@ -280,15 +278,6 @@ def _ends(seeds: Sequence[Mapping[str, float]], key: str) -> tuple[float, float]
     return min(values), max(values)
 
 
-def filled(page: str, rows: Mapping[str, Any]) -> str:
-    """The page with its tables as the rows have them now."""
-    for name in FAMILIES:
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        before, rest = page.split(begin)
-        page = before + begin + table(rows, name) + end + rest.split(end)[1]
-    return page
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; default all")
@@ -300,8 +289,7 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text()) if options.page else work(options.families or list(FAMILIES), SEEDS)
     for name in FAMILIES:
         plot(rows, name)
-    if PAGE.is_file():
-        PAGE.write_text(filled(PAGE.read_text(), rows))
+    pages.fill(PAGE, {name: table(rows, name) for name in FAMILIES})
 
 
 if __name__ == "__main__":

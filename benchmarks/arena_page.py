@@ -1,0 +1,209 @@
+"""docs/arena.md, its pictures, and the arena's part of the README, from the saved rows of the arena alone.
+
+    python benchmarks/arena_page.py                from benchmarks/results/arena.tar.xz; trains nothing
+    python benchmarks/arena_page.py --keep         first packs the rows of runs/arena into that file
+
+The rows themselves come from `centrobind compare benchmarks/arena.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pages
+
+from centrobind import plots
+from centrobind.arena.pages import COLUMNS, duel_lines, lead, write_results
+from centrobind.arena.plan import ArenaConfig
+from centrobind.arena.schedule import Arena
+from centrobind.config import load_checked
+from centrobind.tables import markdown_table
+
+ROOT = Path(__file__).parents[1]
+YAML, ROWS = ROOT / "benchmarks" / "arena.yaml", ROOT / "benchmarks" / "results" / "arena.tar.xz"
+RESULTS, FLOOR = ROOT / "benchmarks" / "results" / "arena.json", ROOT / "benchmarks" / "results" / "floor.json"
+COST = ROOT / "benchmarks" / "results" / "cost.json"
+DOCS, README = ROOT / "docs" / "arena.md", ROOT / "README.md"
+OURS = "leave-one-out"
+HINDSIGHT = {
+    f"FABind, {how}, best anchor in hindsight": f"best FABind in hindsight, {how}" for how in ("trained", "frozen")
+}
+MEASURES = {
+    "mean/recall@1": "mean R@1",
+    "worst/recall@1": "worst pair R@1",
+    "mean/recall@10": "mean R@10",
+    "probe/all": "probe",
+    "transfer/mean": "transfer",
+}
+
+
+def keep(out: Path) -> None:
+    """Pack the ledger and what every test sample came to; starting points and stores can be made again."""
+    with tarfile.open(ROWS, "w:xz", preset=9) as packed:
+        for path in sorted([out / "rows.jsonl", out / "plan.json", *(out / "outcomes").glob("*.npz")]):
+            packed.add(path, path.relative_to(out))
+
+
+def results_of_rows() -> dict[str, Any]:
+    """Everything the pages show, computed from the packed rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(ROWS) as packed:
+            packed.extractall(folder, filter="data")
+        config = load_checked(ArenaConfig, YAML).model_copy(update={"out": folder})
+        return write_results(Arena(config), ours=OURS)
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """Mean / worst pair recall@1 on every data set."""
+    data, floor = results["data"], json.loads(FLOOR.read_text())
+    labels = list(dict.fromkeys(row["label"] for found in data.values() for row in found["rows"]))
+    labels = [label for label in labels if not label.startswith("FABind ")]
+    lines = []
+    for label in labels:
+        cells = [_cell(next((row for row in data[name]["rows"] if row["label"] == label), None)) for name in data]
+        lines.append([HINDSIGHT.get(label, label), *cells])
+    lines.append(["GCCA (no network)", *(_cell({"metrics": floor[name]["GCCA"]}) for name in data)])
+    return pages.table(["mean / worst pair, R@1 in %", *data], lines)
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None or "mean/recall@1" not in row["metrics"]:
+        return ""
+    return f"{100 * row['metrics']['mean/recall@1']:.1f} / {100 * row['metrics']['worst/recall@1']:.1f}"
+
+
+def average_ranks(results: Mapping[str, Any]) -> str:
+    found = {measure: results["ranks"][measure]["average"] for measure in MEASURES}
+    order = sorted(found["mean/recall@1"], key=found["mean/recall@1"].get)
+    lines = [
+        [HINDSIGHT.get(label, label), *(f"{ranks[label]:.1f}" if label in ranks else "" for ranks in found.values())]
+        for label in order
+    ]
+    return pages.table(["average rank", *MEASURES.values()], lines)
+
+
+def duels(results: Mapping[str, Any]) -> str:
+    """Won, level, lost over the data sets."""
+    rivals = list(dict.fromkeys(duel["rival"] for duel in results["duels"]))
+    of = {(duel["rival"], duel["measure"]): duel for duel in results["duels"]}
+    lines = []
+    for rival in rivals:
+        cells = []
+        for measure in MEASURES:
+            duel = of.get((rival, measure))
+            if duel is None:
+                cells.append("")
+                continue
+            mean = 100 * np.mean([one["difference"] for one in duel["by_data"].values()])
+            cells.append(f"{duel['wins']}-{duel['ties']}-{duel['losses']} ({mean:+.1f})")
+        lines.append([HINDSIGHT.get(rival, rival), *cells])
+    return pages.table([f"{results['ours']} against", *MEASURES.values()], lines)
+
+
+def subsets(results: Mapping[str, Any]) -> str:
+    """Recall@1 of a modality from the centroid of k others."""
+    data = results["data"]
+    labels = list(dict.fromkeys(row["label"] for found in data.values() for row in found["rows"] if row["metrics"]))
+    labels = [label for label in labels if not label.startswith("FABind")]
+    lines = []
+    for label in labels:
+        cells = []
+        for name in data:
+            row = next((row for row in data[name]["rows"] if row["label"] == label), {"metrics": {}})
+            sizes = sorted(int(key[5:].split("/")[0]) for key in row["metrics"] if key.startswith("from_"))
+            cells.append(" ".join(f"{100 * row['metrics'][f'from_{size}/recall@1']:.1f}" for size in sizes))
+        lines.append([label, *cells])
+    return pages.table(["from 1, 2, ... others, R@1 in %", *data], lines)
+
+
+def floor() -> str:
+    found = json.loads(FLOOR.read_text())
+    lines = []
+    for name, rows in found.items():
+        best = max(("logistic regression", "RBF-SVM"), key=lambda kind: rows[kind].get("all", 0))
+        cca = [
+            f"{100 * rows[k]['mean/recall@1']:.1f} / {100 * rows[k]['worst/recall@1']:.1f}" for k in ("MCCA", "GCCA")
+        ]
+        lines.append([name, *cca, f"{100 * rows[best]['all']:.1f} ({best})"])
+    return pages.table(["data", "MCCA", "GCCA", "labels from all modalities, raw"], lines)
+
+
+def cost() -> str:
+    found = json.loads(COST.read_text())
+    names = list(found)
+    labels = list(dict.fromkeys(label for rows in found.values() for label in rows))
+    lines = [
+        [
+            label,
+            *(f"{found[n][label]['ms']:.0f} / {found[n][label]['mb']:.0f}" if label in found[n] else "" for n in names),
+        ]
+        for label in labels
+    ]
+    return pages.table(["ms a step / MB at its peak", *names], lines)
+
+
+def per_data(results: Mapping[str, Any]) -> str:
+    parts = []
+    for name, found in results["data"].items():
+        rows = [row for row in found["rows"] if row["metrics"]]
+        silent = [f"- {row['label']}: {row['why']}" for row in found["rows"] if not row["metrics"]]
+        parts.append(f"### {name}\n\n{markdown_table(rows, COLUMNS)}\n\n" + "\n".join(silent))
+    return "\n\n".join(part.rstrip() for part in parts)
+
+
+def parts(results: Mapping[str, Any]) -> dict[str, str]:
+    """Every part of docs/arena.md that is a number."""
+    said = [f"- mean R@1: {line}" for line in duel_lines(results, "mean/recall@1")]
+    said += [f"- worst pair R@1: {line}" for line in duel_lines(results, "worst/recall@1")]
+    return {
+        "lead": lead(results),
+        "headline": headline(results),
+        "average ranks": average_ranks(results),
+        "duels": duels(results),
+        "duel lines": "\n".join(said),
+        "subsets": subsets(results),
+        "floor": floor(),
+        "cost": cost(),
+        "per data": per_data(results),
+    }
+
+
+def pictures(results: Mapping[str, Any]) -> None:
+    folder = DOCS.parent / "arena"
+    folder.mkdir(exist_ok=True)
+    for measure, name in (("mean/recall@1", "mean"), ("worst/recall@1", "worst")):
+        found = results["ranks"][measure]
+        svg = plots.rank_line(found["average"], found["critical_difference"], highlight=results["ours"])
+        # As a file of its own it has no page whose text colour it could take.
+        svg = svg.replace("currentColor", "#6e7781").replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+        (folder / f"ranks-{name}.svg").write_text(svg if svg.count("xmlns=") == 1 else _once(svg))
+
+
+def _once(svg: str) -> str:
+    head, rest = svg.split(">", 1)
+    first = head.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
+    return first + ">" + rest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="pack the rows of the arena's folder first")
+    options = parser.parse_args()
+    if options.keep:
+        keep(Path(load_checked(ArenaConfig, YAML).out))
+    results = results_of_rows()
+    RESULTS.write_text(json.dumps({key: value for key, value in results.items() if key != "config"}, indent=1) + "\n")
+    pictures(results)
+    pages.fill(DOCS, parts(results))
+    pages.fill(README, {"arena": headline(results)})
+
+
+if __name__ == "__main__":
+    main()
