@@ -182,7 +182,9 @@ def measure(binder: cb.Binder, objective: Any, data: Samples, split: str) -> dic
 
 
 def cells(families: Sequence[str]) -> list[tuple[str, Any, str]]:
-    return [(name, value, label) for name in families for value in FAMILIES[name].values for label in OBJECTIVES]
+    """GRAM solves a system for every pair of samples: at a batch of 2,048 that is minutes a step, so it is left out."""
+    every = [(name, value, label) for name in families for value in FAMILIES[name].values for label in OBJECTIVES]
+    return [cell for cell in every if not (cell[0] == "batch" and cell[1] > 512 and cell[2] == "GRAM")]
 
 
 def work(families: Sequence[str], seeds: int) -> dict[str, Any]:
@@ -238,8 +240,11 @@ def table(rows: Mapping[str, Any], name: str) -> str:
         line = [label]
         for value in family.values:
             found = chosen(rows, name, value, label)
-            score = "cannot learn" if found is None else f"{100 * np.mean([f[measure_name] for f in found[1]]):.1f}"
-            line.append(score if found is None else f"{score} ({found[0]:g})")
+            if found is None:
+                tried = any(key.startswith(f"{name}/{value}/{label}/") for key in rows)
+                line.append("cannot learn" if tried else "")
+            else:
+                line.append(f"{100 * np.mean([f[measure_name] for f in found[1]]):.1f} ({found[0]:g})")
         lines.append(line)
     head = f"{what[0].upper()}{what[1:]} in %, by {family.across}:\n\n"
     return head + pages.table(["objective", *family.values], lines)
