@@ -197,7 +197,7 @@ def work(families: Sequence[str], seeds: int) -> dict[str, Any]:
             try:
                 made = run(FAMILIES[family], value, OBJECTIVES[label], temperature, seed)
                 rows[key] = {split: {k: round(v, 5) for k, v in found.items()} for split, found in made.items()}
-            except cb.CentrobindError as error:  # joint objectives need samples that have every modality
+            except cb.DataError as error:  # joint objectives need samples that have every modality
                 rows[key] = {"error": str(error)}
             RESULTS.write_text(json.dumps(rows, indent=0) + "\n")
         return rows[key]
