@@ -176,6 +176,20 @@ def test_killed_at_any_moment_it_goes_on_without_doing_anything_twice(folder, wh
     assert got["intervals"] == results["data"]["set2"]["intervals"]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_stops_it_and_is_no_failure_of_a_trial(folder, jobs):
+    """Ctrl-C reaches every process of a terminal, and training answers it by stopping after its step."""
+    (folder / "stops.py").write_text(
+        "import signal\nimport centrobind as cb\n\ndef once(views):\n    signal.raise_signal(signal.SIGTERM)\n    return cb.leave_one_out(views)\n"
+    )
+    asked = config(folder, f"stopped{jobs}", objectives=[f"{folder / 'stops.py'}:once"], steps=3)
+    arena = Arena(asked)
+    with pytest.raises(KeyboardInterrupt):
+        arena.run(jobs=jobs)
+    rows = [json.loads(line) for line in (folder / f"stopped{jobs}" / "rows.jsonl").read_text().splitlines()]
+    assert {row["trial"]["stage"] for row in rows} == {"start"} and not any("error" in row for row in rows)
+
+
 def test_side_by_side_a_worker_that_dies_takes_nobody_with_it(folder):
     changes = {"data": [str(folder / "set1")], "seeds": 1, "search": {"temperatures": [0.1], "lrs": [3e-3]}}
     arena = Arena(config(folder, "dying", objectives=["all_pairs", f"{folder / 'own.py'}:deadly"], **changes))

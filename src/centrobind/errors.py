@@ -6,6 +6,7 @@
     ├── CheckpointError       a file that is not a sound checkpoint or binder
     ├── ConfigError           a run's YAML or a --set
     └── RunError              a run that cannot start, or cannot go on
+        └── Stopped           a run that was asked to stop, and has written its checkpoint
 
 All are ValueErrors, so code that knows nothing of centrobind can still catch them. On the command
 line they end the program with exit code 2 and no traceback. Anything else that escapes is our bug.
@@ -39,6 +40,10 @@ class ConfigError(CentrobindError):
 
 class RunError(CentrobindError):
     """A run cannot start, or cannot go on."""
+
+
+class Stopped(RunError):
+    """Somebody pressed Ctrl-C or sent SIGTERM: no failure, but the work is not done either."""
 
 
 class CentrobindWarning(UserWarning):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
 from centrobind.config import TrainConfig
 from centrobind.data import ReadAhead, Sampler, Samples
-from centrobind.errors import CheckpointError, ConfigError, DataError, RunError
+from centrobind.errors import CheckpointError, ConfigError, DataError, Stopped
 from centrobind.losses import Objective
 from centrobind.metrics import retrieval
 from centrobind.model import Binder
@@ -108,7 +108,7 @@ def train(
                 run.write_last(*snapshot(modules, optimizer, batches, best, done))
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
-                raise team.agreed(RunError(f"stopped after step {done} of {settings.steps}{where}"))
+                raise team.agreed(Stopped(f"stopped after step {done} of {settings.steps}{where}"))
 
     if board is not None:
         board.close()

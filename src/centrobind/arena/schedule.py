@@ -35,7 +35,7 @@ from centrobind.arena.plan import (
 from centrobind.arena.trials import run_trial, store_of
 from centrobind.checkpoint import write_atomically
 from centrobind.data import open_store
-from centrobind.errors import RunError
+from centrobind.errors import RunError, Stopped
 from centrobind.progress import Watch, silent
 
 Row = dict[str, Any]
@@ -279,6 +279,8 @@ def _end_with_parent() -> None:
 def _guarded(trial: Trial, dataset: DatasetConfig, out: Path) -> Row:
     try:
         return _row(trial, run_trial(trial, dataset, out))
+    except Stopped:  # a signal goes to the workers too: this trial did not fail, all of it is to stop
+        raise KeyboardInterrupt from None
     except Exception as error:  # whatever happened to one trial, the others go on
         return _row(trial, {"error": f"{type(error).__name__}: {error}"})
 
