@@ -16,6 +16,7 @@ PAIRS = [(0, 1), (1, 1), (2, 0), (1, 2)]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setitem(fused.TILES, "cpu", (3, 5))
+    monkeypatch.setitem(fused.STRIPS, "cpu", 2)
 
 
 def everyone(count, samples):

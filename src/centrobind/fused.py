@@ -1,7 +1,7 @@
 """InfoNCE without its matrix: the N x N logits exist only as tiles, in the forward and again in the backward pass.
 
-What is held beyond inputs and gradients is two tiles and a few numbers per sample. A tile is one multiplication and,
-for both directions at once, one exponential: with E_ij = exp(s_ij - shift), s_ij = q_i . k_j / temperature,
+What is held beyond inputs and gradients is a tile and a few numbers per sample. A tile is one multiplication and, for
+both directions at once, one exponential: with E_ij = exp(s_ij - shift), s_ij = q_i . k_j / temperature,
 
     ahead_i = log sum_j E_ij,  back_j = log sum_i E_ij,  d loss / d s_ij = E_ij (a_i exp(-ahead_i) + b_j exp(-back_j))
 
@@ -39,6 +39,10 @@ from torch.autograd.function import once_differentiable
 # Rows and columns of a tile. On a CPU a tile should stay in the second-level caches: measured best of 256 to 4096 each
 # on 2 cores with 2 MB. On a GPU a tile should fill the device and be few; not measured.
 TILES = {"cpu": (1024, 1024), "other": (4096, 4096)}
+
+# Rows of a tile that are worked on at a time between the multiplications. A tile fits the second-level caches, but not
+# with its weights beside it: strips of 256 take a third less time than whole tiles, which is about 3% of the kernel.
+STRIPS = {"cpu": 256, "other": 4096}
 
 # Exponents that E may reach, either sign. float32 ends at 88: the rest is for sums over N, and for products with the
 # gradients that come in. Terms that underflow are below exp(-87 + 55) = 1e-14 of the sum they are missing from.
@@ -187,6 +191,7 @@ class _Tiles:
         self.n, self.N = query.shape[1], key.shape[1]
         self.own = slice(work.first, work.first + self.n)
         self.size = TILES.get(query.device.type, TILES["other"])
+        self.strip = STRIPS.get(query.device.type, STRIPS["other"])
         self.both = work.both()
         # Usually nothing is absent, and then no row needs to be looked at again.
         self.gaps = [not bool(present.all()) for present in (work.query_present, work.key_present)]
@@ -195,8 +200,9 @@ class _Tiles:
         """(T, samples) float64 for sums over samples: 100,000 terms in float32 would lose digits."""
         return torch.zeros(len(self.work.pairs), samples, dtype=torch.float64, device=self.query.device)
 
-    def buffer(self) -> Tensor:
-        rows, cols = min(self.n, self.size[0]), min(self.N, self.size[1])
+    def buffer(self, rows: int) -> Tensor:
+        """Room for so many rows of a tile."""
+        rows, cols = min(self.n, self.size[0], rows), min(self.N, self.size[1])
         return torch.empty(rows * cols, dtype=self.dtype, device=self.query.device)
 
     def some(self, x: Tensor, present: Tensor, gaps: bool) -> Tensor:
@@ -229,7 +235,7 @@ class _Tiles:
         return total
 
     def __iter__(self) -> Iterator[_Tile]:
-        logits = self.buffer()
+        logits = self.buffer(self.n)
         shift = logits.new_full((1,), -self.shift)
         groups = self.work.groups
         for term, (one, other) in enumerate(self.work.pairs):
@@ -265,11 +271,13 @@ def _sums_one_exponential(tiles: _Tiles) -> tuple[Tensor, Tensor, Tensor] | None
     for tile in tiles:
         one, other = work.pairs[tile.term]
         match[tile.term, tile.positives] = tile.diagonal.double()
-        e = tile.s.exp_()
-        if tile.strangers is not None:
-            e.masked_fill_(tile.strangers, 0)
-        ahead[tile.term, tile.rows] += e @ has_key[other, tile.cols]
-        back[tile.term, tile.cols] += has_query[one, tile.rows] @ e
+        ahead_here, back_here = ahead[tile.term, tile.rows], back[tile.term, tile.cols]
+        for rows in _cut(len(tile.s), tiles.strip):
+            e = tile.s[rows].exp_()
+            if tile.strangers is not None:
+                e.masked_fill_(tile.strangers[rows], 0)
+            ahead_here[rows] += e @ has_key[other, tile.cols]
+            back_here += has_query[one, tile.rows][rows] @ e
     ahead, back = ahead.log_(), work.ranks.sum(back).log_()
     too_small = ((ahead < -LARGEST[tiles.dtype]) & tiles.both[:, tiles.own]).any()
     too_small = too_small | ((back < -LARGEST[tiles.dtype]) & tiles.both).any()
@@ -300,17 +308,16 @@ def _slopes_one_exponential(
     a = torch.where(both[:, tiles.own], d_ahead[:, None] * (-ahead).exp(), 0).to(tiles.dtype)
     b = torch.where(both, d_back[:, None] * (-back).exp(), 0).to(tiles.dtype)
     positive = (both[:, tiles.own] * (d_ahead + d_back)[:, None]).to(tiles.dtype)
-    weights = tiles.buffer()
+    weights = tiles.buffer(tiles.strip)
     for tile in tiles:
-        e = tile.s.exp_()
-        weight = torch.add(
-            a[tile.term, tile.rows, None], b[tile.term, tile.cols], out=weights[: e.numel()].view(e.shape)
-        )
-        e.mul_(weight)
-        if tile.strangers is not None:
-            e.masked_fill_(tile.strangers, 0)
+        a_here, b_here = a[tile.term, tile.rows, None], b[tile.term, tile.cols]
+        for rows in _cut(len(tile.s), tiles.strip):
+            e = tile.s[rows].exp_()
+            e.mul_(torch.add(a_here[rows], b_here, out=weights[: e.numel()].view(e.shape)))
+            if tile.strangers is not None:
+                e.masked_fill_(tile.strangers[rows], 0)
         tile.diagonal.sub_(positive[tile.term, tile.positives])
-        yield tile, e
+        yield tile, tile.s
 
 
 def _slopes_careful(
@@ -323,13 +330,16 @@ def _slopes_careful(
     back = torch.where(both, back, torch.inf).to(tiles.dtype)
     d_ahead, d_back = d_ahead.to(tiles.dtype), d_back.to(tiles.dtype)
     positive = both[:, tiles.own].to(tiles.dtype) * (d_ahead + d_back)[:, None]
-    buffer = tiles.buffer()
+    buffer = tiles.buffer(tiles.strip)
     for tile in tiles:
-        s = _leave_out(tile, tiles.work)
-        e = torch.sub(s, ahead[tile.term, tile.rows, None], out=buffer[: s.numel()].view(s.shape)).exp_()
-        s.sub_(back[tile.term, tile.cols]).exp_().mul_(d_back[tile.term]).add_(e.mul_(d_ahead[tile.term]))
+        _leave_out(tile, tiles.work)
+        ahead_here, back_here = ahead[tile.term, tile.rows, None], back[tile.term, tile.cols]
+        for rows in _cut(len(tile.s), tiles.strip):
+            s = tile.s[rows]
+            e = torch.sub(s, ahead_here[rows], out=buffer[: s.numel()].view(s.shape)).exp_()
+            s.sub_(back_here).exp_().mul_(d_back[tile.term]).add_(e.mul_(d_ahead[tile.term]))
         tile.diagonal.sub_(positive[tile.term, tile.positives])
-        yield tile, s
+        yield tile, tile.s
 
 
 def _leave_out(tile: _Tile, work: _Work) -> Tensor:
