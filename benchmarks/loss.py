@@ -6,10 +6,10 @@
     python benchmarks/loss.py --json F    writes there instead of benchmarks/results/loss.json
     python benchmarks/loss.py --page      measures nothing, only writes tables and plot of docs/performance.md again
 
-One call is forward and backward of the loss alone, float32, temperature 0.07. All that have the same shape take turns, so
-that a machine that slows down slows all of them; ratios are medians over the turns of ratios within a turn. Memory is the
-most that was allocated at a time in a first, untimed call, less the gradients of the inputs. A call that would take more
-than LIMIT_GB or LIMIT_S, to judge from the same with fewer samples, is not made.
+One call is forward and backward of the loss alone, float32, temperature 0.07. All that have the same shape take turns,
+so that a machine that slows down slows all of them; ratios are medians over the turns of ratios within a turn. Memory
+is the most that was allocated at a time in a first, untimed call, less the gradients of the inputs. A call that would
+take more than LIMIT_GB or LIMIT_S, to judge from the same with fewer samples, is not made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from centrobind.types import unit
 
 RESULTS = Path(__file__).parent / "results" / "loss.json"
 TEMPERATURE = 0.07
-LIMIT_GB, LIMIT_S, LONG_S = 6.0, 20.0, 45.0  # a call; LONG_S for what the slopes are read from
+LIMIT_GB, LIMIT_S, LONG_S = 8.0, 30.0, 45.0  # a call; LONG_S for what the slopes are read from
 TURNS = (3, 7)  # fewest at TARGET, most anywhere
 PATIENCE_S, TARGET_PATIENCE_S = 4.0, 15.0  # seconds of turns for each cell
 
@@ -185,7 +185,7 @@ def inputs(shape: Shape, half: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def call_of(name: str, shape: Shape) -> tuple[Callable[[], object], int]:
-    """One forward and backward, and the bytes of gradients that it leaves. ImportError where a peer is not installed."""
+    """One forward and backward, and the bytes of gradients it leaves. ImportError where a peer is not installed."""
     about = CONTENDERS[name]
     work = about.make()
     query, key = inputs(shape, about.half)
@@ -251,11 +251,11 @@ def wanted(shape: Shape) -> list[str]:
 
 
 def foreseen(name: str, shape: Shape, cells: dict[str, dict]) -> str | None:
-    """What makes this call too large, to judge from one with half the samples, or an eighth where that was not made."""
+    """What makes this call too large, to judge from one with half the samples, or a quarter where that was not made."""
     count, samples, dim = shape
     times, before = 2, cells.get(key_of(name, (count, samples // 2, dim)))
     if before is None:
-        times, before = 8, trial(name, (count, samples // 8, dim))
+        times, before = 4, trial(name, (count, samples // 4, dim))
     if before is None:
         return None
     if "too_much" in before:
