@@ -9,7 +9,8 @@
 One call is forward and backward of the loss alone, float32, temperature 0.07. All that have the same shape take turns,
 so that a machine that slows down slows all of them; ratios are medians over the turns of ratios within a turn. Memory
 is the most that was allocated at a time in a first, untimed call, less the gradients of the inputs. A call that would
-take more than LIMIT_GB or LIMIT_S, to judge from the same with fewer samples, is not made.
+take more than LIMIT_GB or LIMIT_S, to judge from the same with fewer samples, is not made. A call from which other
+processes took more than DISTURBED of the cores is made again, up to TRIES, and the least disturbed counts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +41,8 @@ from centrobind.types import unit
 RESULTS = Path(__file__).parent / "results" / "loss.json"
 TEMPERATURE = 0.07
 LIMIT_GB, LIMIT_S, LONG_S = 8.0, 30.0, 45.0  # a call; LONG_S for what the slopes are read from
-TURNS = (3, 7)  # fewest at TARGET, most anywhere
+TURNS = (2, 7)  # fewest at TARGET, most anywhere
+TRIES, DISTURBED = 3, 0.04  # of a call, and the share of the cores that others may take from it
 PATIENCE_S, TARGET_PATIENCE_S = 4.0, 15.0  # seconds of turns for each cell
 
 Shape = tuple[int, int, int]  # modalities, samples, dimensions
@@ -54,10 +57,10 @@ LINES = ((4, 256), (3, 256), (8, 256), (4, 768), (3, 768), (8, 768))  # modaliti
 
 @dataclass(frozen=True)
 class Contender:
-    """`sees`: "terms", M queries each with its own key; "pairs", all pairs of the M queries; "both", all pairs with the
-    negatives of both modalities. `lines`: of LINES, how many; 0 for TARGET alone."""
+    """`sees`: "nothing"; "terms", M queries each with its own key; "pairs", all pairs of the M queries; "both", all
+    pairs with the negatives of both modalities. `lines`: of LINES, how many; 0 for TARGET alone."""
 
-    make: Callable[[], Work]
+    make: Callable[[], Work | Callable[[Tensor, Tensor], Bare]]
     sees: str = "terms"
     lines: int = 0
     quadratic: bool = True  # memory, by samples
@@ -136,9 +139,12 @@ def symile() -> Work:
 
 
 class Bare:
-    """The three multiplications of each tile, and nothing else: not even new memory for what they give."""
+    """The three multiplications of each tile, and nothing else: not even new memory for what they give.
 
-    def __init__(self, query: Tensor, key: Tensor):
+    With `again` the forward product twice, as it must be by whoever does not keep it."""
+
+    def __init__(self, query: Tensor, key: Tensor, again: bool = False):
+        self.again = again
         self.query, self.key = query.detach(), key.detach()
         self.d_query, self.d_key = torch.zeros_like(self.query), torch.zeros_like(self.key)
 
@@ -149,13 +155,17 @@ class Bare:
             for own, d_own in zip(q.split(rows), d_q.split(rows)):
                 for other, d_other in zip(k.split(cols), d_k.split(cols)):
                     s = buffer[: len(own) * len(other)].view(len(own), len(other))
-                    torch.mm(own, other.T, out=s)
+                    for _ in range(1 + self.again):
+                        torch.mm(own, other.T, out=s)
                     d_own.addmm_(s, other)
                     d_other.addmm_(s.T, own)
 
 
 CONTENDERS: dict[str, Contender] = {
-    "bare multiplies": Contender(lambda: None, lines=6, quadratic=False, says="6 M N² d operations, nothing else"),
+    "bare multiplies": Contender(lambda: Bare, "nothing", 6, False, says="6 M N² d operations, nothing else"),
+    "bare, matrix made twice": Contender(
+        lambda: partial(Bare, again=True), "nothing", quadratic=False, says="8 M N² d operations, nothing else"
+    ),
     "fused": Contender(lambda: of_terms(fused_infonce), lines=6, quadratic=False, says="M terms"),
     "dense": Contender(lambda: of_terms(dense_infonce), lines=4, says="M terms, one matrix each"),
     "fused, all pairs": Contender(lambda: fused_pairs, "pairs", 1, False, "M(M-1)/2 terms"),
@@ -189,8 +199,8 @@ def call_of(name: str, shape: Shape) -> tuple[Callable[[], object], int]:
     about = CONTENDERS[name]
     work = about.make()
     query, key = inputs(shape, about.half)
-    if work is None:
-        return Bare(query, key), 0
+    if about.sees == "nothing":
+        return work(query, key), 0
 
     def call() -> None:
         query.grad = key.grad = None
@@ -225,7 +235,7 @@ def measure(shape: Shape, cells: dict[str, dict], save: Callable[[], None], say:
             seconds = time.perf_counter() - start
             least = TURNS[0] if shape == TARGET else 1
             cell["turns"] = max(least, min(TURNS[1], int(patience / seconds)))
-            cell["seconds"] = []
+            cell["seconds"], cell["others"] = [], []
             save()
     for turn in range(TURNS[1]):
         todo = [name for name in calls if len(cells[key_of(name, shape)]["seconds"]) == turn]
@@ -236,12 +246,38 @@ def measure(shape: Shape, cells: dict[str, dict], save: Callable[[], None], say:
         say(f"{key_of(todo[0], shape)} and {len(todo) - 1} others: turn {turn + 1}")
         took = {}
         for name in todo:
-            start = time.perf_counter()
-            calls[name]()
-            took[name] = time.perf_counter() - start
-        for name, seconds in took.items():
+            took[name] = timed(calls[name])
+        for name, (seconds, others) in took.items():
             cells[key_of(name, shape)]["seconds"].append(seconds)
+            cells[key_of(name, shape)]["others"].append(others)
         save()
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and the share of the cores that other processes had meanwhile; again if that was much, twice at most.
+
+    Two threads that wait for each other lose up to ten times when a third process wants a core.
+    """
+    tries = []
+    while len(tries) < TRIES:
+        start, before = time.perf_counter(), busy()
+        call()
+        seconds = time.perf_counter() - start
+        others = max(0.0, busy() - before) / seconds / (os.cpu_count() or 1)
+        tries.append((seconds, others))
+        if others <= DISTURBED or seconds < 0.5:  # of short calls the clock of /proc knows too little
+            break
+    return min(tries, key=lambda one: one[1])
+
+
+def busy() -> float:
+    """Seconds that cores have spent on other processes since the machine started; 0 where nobody counts them."""
+    about = Path("/proc/stat")
+    if not about.exists():
+        return 0.0
+    user, nice, system, _idle, _wait, irq, soft, *_ = map(int, about.read_text().split("\n")[0].split()[1:])
+    own = os.times()
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def wanted(shape: Shape) -> list[str]:
@@ -275,9 +311,7 @@ def trial(name: str, shape: Shape) -> dict | None:
     except ImportError:
         return None
     _, _, peak = allocations(call)
-    start = time.perf_counter()
-    call()
-    return {"megabytes": (peak - gradients) / 1e6, "seconds": [time.perf_counter() - start]}
+    return {"megabytes": (peak - gradients) / 1e6, "seconds": [timed(call)[0]]}
 
 
 def key_of(name: str, shape: Shape) -> str:
