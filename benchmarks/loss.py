@@ -43,6 +43,7 @@ TEMPERATURE = 0.07
 LIMIT_GB, LIMIT_S, LONG_S = 8.0, 30.0, 45.0  # a call; LONG_S for what the slopes are read from
 TURNS = (2, 7)  # fewest at TARGET, most anywhere
 TRIES, DISTURBED = 3, 0.04  # of a call, and the share of the cores that others may take from it
+LONG_ENOUGH_S = 0.5  # for /proc's clock, which ticks every 10 ms, to tell
 PATIENCE_S, TARGET_PATIENCE_S = 4.0, 15.0  # seconds of turns for each cell
 
 Shape = tuple[int, int, int]  # modalities, samples, dimensions
@@ -265,7 +266,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
         seconds = time.perf_counter() - start
         others = max(0.0, busy() - before) / seconds / (os.cpu_count() or 1)
         tries.append((seconds, others))
-        if others <= DISTURBED or seconds < 0.5:  # of short calls the clock of /proc knows too little
+        if others <= DISTURBED or seconds < LONG_ENOUGH_S:
             break
     return min(tries, key=lambda one: one[1])
 

@@ -42,12 +42,12 @@ class Cells:
         ratios = [one / other for one, other in zip(*taken)]  # as many turns as both have
         return statistics.median(ratios) if ratios else None
 
-    def slope(self, of: Callable[[str, loss.Shape], float | None], name: str) -> float:
+    def slope(self, of: Callable[[str, loss.Shape], float | None], name: str) -> float | None:
         """Of a line through (log samples, log value), from SLOPE_FROM on."""
         count, _, dim = loss.TARGET
         points = [(n, of(name, (count, n, dim))) for n in loss.SAMPLES if n >= SLOPE_FROM]
-        x, y = zip(*((math.log(n), math.log(value)) for n, value in points if value))
-        return statistics.linear_regression(x, y).slope
+        logs = [(math.log(n), math.log(value)) for n, value in points if value]
+        return statistics.linear_regression(*zip(*logs)).slope if len(logs) == len(points) else None
 
 
 def tables(found: dict) -> dict[str, str]:
@@ -79,8 +79,20 @@ def tables(found: dict) -> dict[str, str]:
         "to bare": by_shape("fused", "bare multiplies"),
         "to open_clip": by_shape("open_clip form", "fused"),
         "to dense": by_shape("dense", "fused"),
-        "machine": "{cpu}, {threads} threads on {cores} cores, torch {torch}\n".format(**found["machine"]),
+        "machine": "{cpu}, {threads} threads on {cores} cores, torch {torch}. ".format(**found["machine"]) + quiet(found),
     }
+
+
+def quiet(found: dict) -> str:
+    """How undisturbed it was, over the calls that are long enough to know."""
+    shares = [
+        share
+        for cell in found["cells"].values()
+        for share, seconds in zip(cell.get("others", []), cell.get("seconds", []))
+        if seconds >= loss.LONG_ENOUGH_S
+    ]
+    much = sum(share > loss.DISTURBED for share in shares)
+    return f"Other processes took more than {loss.DISTURBED:.0%} of the cores in {much} of {len(shares)} calls.\n"
 
 
 def targets(cells: Cells) -> str:
@@ -94,6 +106,9 @@ def targets(cells: Cells) -> str:
     ]
     rows = []
     for what, way, bound, measured in asked:
+        if measured is None:
+            rows.append([what, f"{way} {bound}", "", "not measured"])
+            continue
         met = measured <= bound if way == "at most" else measured >= bound
         verdict = "met" if met else f"missed by {abs(measured / bound - 1):.0%}"
         rows.append([what, f"{way} {bound}", f"{measured:.2f}", verdict])
@@ -114,7 +129,7 @@ def at_target(cells: Cells) -> str:
 def said(value: float | None, cell: dict) -> str:
     """Three digits, or why there is no number."""
     if value is None:
-        return cell.get("too_much") or ("not installed" if "missing" in cell else "")
+        return cell.get("too_much") or ("not installed" if "missing" in cell else "not measured")
     digits = 2 - math.floor(math.log10(value)) if value else 0
     return f"{value:,.{max(0, digits)}f}"
 
