@@ -79,7 +79,8 @@ def tables(found: dict) -> dict[str, str]:
         "to bare": by_shape("fused", "bare multiplies"),
         "to open_clip": by_shape("open_clip form", "fused"),
         "to dense": by_shape("dense", "fused"),
-        "machine": "{cpu}, {threads} threads on {cores} cores, torch {torch}. ".format(**found["machine"]) + quiet(found),
+        "machine": "{cpu}, {threads} threads on {cores} cores, torch {torch}. ".format(**found["machine"])
+        + quiet(found),
     }
 
 

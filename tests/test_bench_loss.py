@@ -88,7 +88,11 @@ def test_everyone_computes_what_the_table_says(bench, name):
 
 def test_everyone_is_in_the_test_above_or_has_nothing_to_be_equal_to(bench):
     (marks,) = test_everyone_computes_what_the_table_says.pytestmark
-    assert set(bench.CONTENDERS) - {name.strip() for name in marks.args[1]} == {"bare multiplies", "bare, matrix made twice", "symile"}
+    assert set(bench.CONTENDERS) - {name.strip() for name in marks.args[1]} == {
+        "bare multiplies",
+        "bare, matrix made twice",
+        "symile",
+    }
 
 
 def test_the_bare_multiplies_are_the_three_of_each_tile(bench):

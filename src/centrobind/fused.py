@@ -28,6 +28,7 @@ an all-gather; all-reduce the temperature's). Nothing of size n x N is held.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -48,6 +49,11 @@ STRIPS = {"cpu": 256, "other": 4096}
 # Exponents that E may reach, either sign. float32 ends at 88: the rest is for sums over N, and for products with the
 # gradients that come in. Terms that underflow are below exp(-87 + 55) = 1e-14 of the sum they are missing from.
 LARGEST = {torch.float32: 55.0, torch.float64: 550.0}
+
+# Slopes this much smaller than a softmax of 1 become 0; a sum of a million of them is still below its rounding. Without
+# it, at low temperatures most slopes are subnormal numbers, which CPUs multiply up to 60 times slower. Only where
+# logits reach beyond MODEST can they be: it is one more pass over the tile.
+NEGLIGIBLE, MODEST = -60.0, 30.0  # exponents
 
 
 class Ranks(Protocol):
@@ -142,7 +148,7 @@ class _FusedInfoNCE(torch.autograd.Function):
                 found = _sums_careful(tiles)
             ahead, back, match = found
         ctx.save_for_backward(query, key, temperature, ahead, back)
-        ctx.work, ctx.shift, ctx.careful = work, tiles.shift, careful
+        ctx.work, ctx.shift, ctx.careful, ctx.reach = work, tiles.shift, careful, reach
         both, own = tiles.both[:, tiles.own], back[:, tiles.own]
         # Select, never multiply: a row without candidates is -inf, and 0 * inf is NaN.
         sums = (torch.where(both, lse - match, 0).sum(1).to(tiles.dtype) for lse in (ahead, own))
@@ -155,7 +161,7 @@ class _FusedInfoNCE(torch.autograd.Function):
         needs_query, needs_key, needs_temperature, _ = ctx.needs_input_grad
         with torch.autocast(query.device.type, enabled=False):
             tiles = _Tiles(query, key, float(temperature), ctx.work)
-            tiles.shift = ctx.shift
+            tiles.shift, tiles.reach = ctx.shift, ctx.reach
             d_query = query.new_zeros(query.shape, dtype=tiles.dtype) if needs_query or needs_temperature else None
             d_key = key.new_zeros(key.shape, dtype=tiles.dtype) if needs_key else None
             slopes = _slopes_careful if ctx.careful else _slopes_one_exponential
@@ -188,6 +194,7 @@ class _Tiles:
     def __init__(self, query: Tensor, key: Tensor, temperature: float, work: _Work):
         self.query, self.key, self.temperature, self.work = query, key, temperature, work
         self.shift = 0.0  # subtracted from all logits
+        self.reach = math.inf  # no logit is larger, either sign
         # float32 at least: in bfloat16 exp(1/0.05) is known to 2 digits.
         self.dtype = torch.float64 if torch.float64 in (query.dtype, key.dtype) else torch.float32
         self.n, self.N = query.shape[1], key.shape[1]
@@ -309,11 +316,14 @@ def _slopes_one_exponential(
     b = torch.where(both, d_back[:, None] * (-back).exp(), 0).to(tiles.dtype)
     positive = (both[:, tiles.own] * (d_ahead + d_back)[:, None]).to(tiles.dtype)
     weights = tiles.buffer(tiles.strip)
+    negligible = ((d_ahead.abs() + d_back.abs()) * math.exp(NEGLIGIBLE)).tolist()
     for tile in tiles:
         a_here, b_here = a[tile.term, tile.rows, None], b[tile.term, tile.cols]
         for rows in _cut(len(tile.s), tiles.strip):
             e = tile.s[rows].exp_()
             e.mul_(torch.add(a_here[rows], b_here, out=weights[: e.numel()].view(e.shape)))
+            if tiles.reach > MODEST:
+                torch.hardshrink(e, negligible[tile.term], out=e)
             if tile.strangers is not None:
                 e.masked_fill_(tile.strangers[rows], 0)
         tile.diagonal.sub_(positive[tile.term, tile.positives])
@@ -336,8 +346,10 @@ def _slopes_careful(
         ahead_here, back_here = ahead[tile.term, tile.rows, None], back[tile.term, tile.cols]
         for rows in _cut(len(tile.s), tiles.strip):
             s = tile.s[rows]
-            e = torch.sub(s, ahead_here[rows], out=buffer[: s.numel()].view(s.shape)).exp_()
-            s.sub_(back_here).exp_().mul_(d_back[tile.term]).add_(e.mul_(d_ahead[tile.term]))
+            e = torch.sub(s, ahead_here[rows], out=buffer[: s.numel()].view(s.shape))
+            for exponents in (e, s.sub_(back_here)):
+                torch.threshold_(exponents, NEGLIGIBLE, -torch.inf).exp_()
+            s.mul_(d_back[tile.term]).add_(e.mul_(d_ahead[tile.term]))
         tile.diagonal.sub_(positive[tile.term, tile.positives])
         yield tile, tile.s
 
