@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz setup clean
+.PHONY: demo test lint chaos fuzz bench-loss setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -21,6 +21,11 @@ chaos: setup
 # make fuzz: open 10,000 broken stores and checkpoints, about 10 minutes
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
+
+# make bench-loss: time and memory of the loss beside others, and docs/performance.md, about 15 minutes on 2 quiet cores;
+# killed, it goes on where it was. The peers that docs/performance.md names are in the extra `bench`
+bench-loss: setup
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loss.py
 
 setup: .venv/installed
 

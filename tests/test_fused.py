@@ -16,6 +16,7 @@ PAIRS = [(0, 1), (1, 1), (2, 0), (1, 2)]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setitem(fused.TILES, "cpu", (3, 5))
+    monkeypatch.setitem(fused.STRIPS, "cpu", 2)
 
 
 def everyone(count, samples):
@@ -170,6 +171,35 @@ def test_only_what_is_asked_for_is_differentiated():
         one = [x.clone().requires_grad_(n == asked) for n, x in enumerate((query, key, tau))]
         torch.stack(fused_infonce(*one[:2], there, there, one[2], pairs=PAIRS)).sum().backward()
         torch.testing.assert_close(one[asked].grad, expected[asked])
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.005])
+def test_no_slope_is_subnormal(tau, monkeypatch):
+    """Aligned embeddings, as after training: slopes of negatives are exp(-100) or so, and slow to multiply."""
+    seen = []
+
+    def watched(slopes):
+        def through(*args):
+            for tile, slope in slopes(*args):
+                seen.append(slope.clone())
+                yield tile, slope
+
+        return through
+
+    for name in ("_slopes_one_exponential", "_slopes_careful"):
+        monkeypatch.setattr(fused, name, watched(getattr(fused, name)))
+    query = unit_vectors(3, 13, 6, dtype=torch.float32)
+    query[2] = -query[0]
+    there = everyone(3, 13)
+    for weights in ((1.0, 0.5, 2.0, -1.0), (1e-5,) * 4):
+        options = {"pairs": [(0, 0), (1, 1), (2, 2), (0, 2)], "weights": weights}
+        got = outcome(fused_infonce, query, query, there, there, tau, torch.float32, **options)
+        expected = outcome(dense_infonce, query, query, there, there, tau, **options)
+        for one, other in zip(got[:4], expected):  # the temperature's own is a difference of large numbers
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+    slopes = torch.cat([slope.flatten() for slope in seen]).abs()
+    assert not ((slopes > 0) & (slopes < torch.finfo(torch.float32).tiny)).any()
+    assert (slopes == 0).float().mean() > 0.3 and (slopes > 0).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
