@@ -21,7 +21,7 @@ diagnosis tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
     "data": "samples store opening importing batches inspecting".split(),
-    "index": "topk segments exact asking opening".split(),
+    "index": "engine topk segments exact lance asking opening".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
