@@ -65,6 +65,7 @@ _PUBLIC = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "RunError": "errors",
+    "ExtraError": "errors",
     "CentrobindWarning": "errors",
 }
 
