@@ -15,13 +15,13 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
+errors extras types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
 metrics config checkpoint run progress theory step nonfinite train realignment embedding index fitting memory evaluation findings
-diagnosis tables plots report arena demo cli __main__
+diagnosis tables plots report arena demo search_commands cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store opening importing batches inspecting".split(),
-    "index": "engine topk segments exact lance asking opening".split(),
+    "data": "samples store opening media sound importing batches inspecting".split(),
+    "index": "engine topk segments exact lance opening asking".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -61,7 +61,7 @@ def test_public_names():
     assert sorted(centrobind.__all__) == sorted(
         """
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
-        FABind Hits Index LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
+        ExtraError FABind Hits Index LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits build_index centroid dataset_chunks diagnose evaluate fit fixed
         gather geometry glyphs joined leave_one_out load load_embeddings open_index open_store own_view query random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
@@ -100,6 +100,8 @@ def test_command_line():
         "evaluate": ["--out", "--split", "run", "store"],
         "diagnose": ["--json", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
+        "index": ["--engine", "--force", "--out", "--split", "run", "store"],
+        "search": ["--file", "--id", "--index", "--json", "--not", "--text", "--want", "--where", "-k", "run"],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],
     }
 

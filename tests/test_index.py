@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import centrobind as cb
-from centrobind.errors import DataError, StoreError
+from centrobind.errors import DataError, ExtraError, StoreError
 from centrobind.index import segments, topk
 from centrobind.index.asking import combined
 from centrobind.index.engine import About
@@ -446,6 +447,6 @@ def test_a_query_is_the_centroid_of_what_is_given(mixed):
 
 
 def test_without_the_extra_it_says_how_to_get_it(tmp_path, mixed, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lancedb", None)
-    with pytest.raises(DataError, match=r"pip install 'centrobind\[lancedb\]'"):
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(ExtraError, match=r"pip install 'centrobind\[lancedb\]'"):
         cb.build_index(build_binder(mixed, dim=8), mixed, tmp_path / "i", engine="lancedb")

@@ -23,6 +23,7 @@ from torch import Tensor
 from centrobind.data import Codes, Column, Samples
 from centrobind.data.store import CATEGORIES
 from centrobind.errors import DataError, StoreError
+from centrobind.extras import extra
 from centrobind.index.engine import About
 from centrobind.index.segments import locked
 
@@ -34,17 +35,9 @@ OPTIMIZE_EVERY = 32  # writes: folds what they added into the indices
 KEPT = timedelta(hours=1)  # old versions, for the readers that are still at them, when an index is compacted
 
 
-def package() -> Any:
-    """lancedb, or a DataError that says how to get it."""
-    try:
-        import lancedb
-    except ImportError as error:
-        raise DataError(f"engine 'lancedb' needs LanceDB ({error}): pip install 'centrobind[lancedb]'") from None
-    return lancedb
-
-
 def connect(path: str | Path) -> Any:
-    return package().connect(str(path))
+    """Raises ExtraError where the package is not there."""
+    return extra("lancedb", of="lancedb", to="an index in LanceDB").connect(str(path))
 
 
 def exists(path: str | Path) -> bool:
