@@ -274,8 +274,11 @@ def _index(table: Any, about: About) -> None:
         return
     there = {column for one in table.list_indices() for column in one.columns}
     for name in about.modalities:
-        if f"x_{name}" not in there and table.count_rows(f"x_{name} IS NOT NULL") >= LEAST_FOR_INDEX:
-            table.create_index(f"x_{name}", config=IvfFlat(distance_type="dot"))
+        count = table.count_rows(f"x_{name} IS NOT NULL")
+        if f"x_{name}" not in there and count >= LEAST_FOR_INDEX:
+            table.create_index(
+                f"x_{name}", config=IvfFlat(distance_type="dot", num_partitions=int(count**0.5), max_iterations=20)
+            )
     for what in CATEGORIES:
         if what not in there and table.count_rows(f"{what} IS NOT NULL"):
             table.create_index(what, config=Bitmap())
