@@ -1,6 +1,6 @@
 """A million vectors in every engine: time and memory to build, disk, and queries a second at a recall of .98.
 
-    python benchmarks/index.py                      writes benchmarks/results/index.json; what is there is not done again
+    python benchmarks/index.py                      writes benchmarks/results/index.json; what is there is not redone
     python benchmarks/index.py --only ask --fresh   asks again, of indices that --folder still has
     python benchmarks/index.py --sizes 20000 --out small.json
 
@@ -203,12 +203,10 @@ def size_of(path: Path) -> int:
 
 
 def build_cell(engine: str, folder: Path) -> dict[str, Any]:
-    build, warm_up, _ = ENGINES[engine]
+    build = ENGINES[engine][0]
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     path, scratch = place(folder, engine), Path(tempfile.mkdtemp(dir=folder))
-    build(vectors[:500], scratch / "i")  # imports, and memory that every process of the kind takes
-    if engine not in ("faiss IVF,Flat",):
-        warm_up(scratch / "i")
+    build(vectors[:2000], scratch / "i")  # imports, and memory that every process of the kind takes
     shutil.rmtree(scratch)
     before, wall, cpu = sum(resident().values()), time.perf_counter(), time.process_time()
     build(vectors, path)

@@ -29,8 +29,8 @@ from centrobind.index.segments import locked
 
 TABLE, FORMAT, VERSION = "samples", "centrobind-index", 1
 LEAST_FOR_INDEX = 20_000  # vectors; below, comparing with all of them takes milliseconds
-REFINE = 4  # times k candidates are compared by their whole vectors; with PROBES chosen by benchmarks/index.py
-PROBES = 24
+PROBES = 24  # of the lists are looked into: a recall@10 of .98 at a million vectors, see docs/search.md
+QUERIES = 100  # at a time: LanceDB is slower with a thousand
 OPTIMIZE_EVERY = 32  # writes: folds what they added into the indices
 KEPT = timedelta(hours=1)  # old versions, for the readers that are still at them, when an index is compacted
 
@@ -154,25 +154,24 @@ class Lance:
     def nearest(
         self, queries: Tensor, modality: str, k: int, where: Mapping[str, Sequence[str]]
     ) -> tuple[list[list[float]], list[list[int]], list[list[str]]]:
-        now = self.now
-        search = now.table.search(list(queries.cpu().numpy()), vector_column_name=f"x_{modality}")
-        search = search.distance_type("dot").nprobes(PROBES).refine_factor(REFINE).limit(k).with_row_id(True)
-        if where:
-            search = search.where(" AND ".join(f"{what} IN ({_quoted(names)})" for what, names in where.items()))
-        found = search.select(["id", "_distance"]).to_arrow()
-        # One query comes without its number.
-        query = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found), int)
-        scores = (1 - found["_distance"].to_numpy()).astype(np.float32)
-        rows = np.searchsorted(now.places[0], found["_rowid"].to_numpy())
-        order = np.lexsort((rows, -scores, query))
-        ids = found["id"].to_pylist()
-        ends = np.searchsorted(query[order], np.arange(len(queries) + 1))
-        parts = [order[a:b] for a, b in itertools.pairwise(ends)]
-        return (
-            [scores[part].tolist() for part in parts],
-            [rows[part].tolist() for part in parts],
-            [[ids[one] for one in part] for part in parts],
-        )
+        now = self.now  # one version to the end, whatever another thread refreshes meanwhile
+        narrowed = " AND ".join(f"{what} IN ({_quoted(names)})" for what, names in where.items())
+        scores, rows, ids = [], [], []
+        for some in queries.cpu().split(QUERIES):
+            search = now.table.search(list(some.numpy()), vector_column_name=f"x_{modality}")
+            search = search.distance_type("dot").nprobes(PROBES).limit(k).with_row_id(True)
+            found = (search.where(narrowed) if narrowed else search).select(["_distance"]).to_arrow()
+            # One query comes without its number.
+            query = found["query_index"].to_numpy() if len(some) > 1 else np.zeros(len(found), np.int32)
+            score = (1 - found["_distance"].to_numpy()).astype(np.float32)
+            row = np.searchsorted(now.places[0], found["_rowid"].to_numpy())
+            order = np.lexsort((row, -score, query))
+            ends = np.searchsorted(query[order], np.arange(len(some) + 1))
+            for a, b in itertools.pairwise(ends):
+                scores.append(score[order[a:b]].tolist())
+                rows.append(row[order[a:b]].tolist())
+                ids.append([now.places[1][one] for one in rows[-1]])
+        return scores, rows, ids
 
     def refresh(self) -> bool:
         latest = Version.latest(self.path)
