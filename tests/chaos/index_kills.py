@@ -6,7 +6,8 @@ The victim replaces twenty samples in all modalities and adds one, then deletes 
 says after each write that it is done. After a SIGKILL the index must be what it was after the last write that was said
 to be done, or after the next one: anything less is a lost write, anything else is half of one. The next victim goes on
 from there without help. *Random*: after a random time. *Every point* (the exact engine): before the n-th time that the
-victim opens, flushes, renames or removes a file, for every n there is.
+victim opens, flushes, renames or removes a file, for every n there is. The process that forks all others opens no
+index itself: LanceDB's threads would not survive that.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+import traceback
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,70 +101,82 @@ def begin(path: Path, engine: str) -> None:
     ENGINES[engine].create(path, About("chaos", DIM, MODALITIES), [first])
 
 
-def victim(path: Path, done: int, die_at: int | None) -> None:
-    """Write until killed; every number on its way out is a write that was done."""
-    index = cb.open_index(path)
-    if die_at is not None:
-        die_before_event(die_at, path)
-    print("ready", flush=True)
-    while True:
-        done += 1
-        write(index, done)
-        print(done, flush=True)
+class Victim:
+    """A forked process, and what it says, a number at a time. Forked, because importing torch takes longer than work."""
 
+    def __init__(self, work: Callable[[Callable[[int], None]], None]):
+        theirs, ours = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                work(lambda number: os.write(ours, number.to_bytes(4)))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        os.close(ours)
+        self.said = os.fdopen(theirs, "rb")
 
-class Process:
-    """A victim, and the last write that it said was done."""
+    def next(self) -> int | None:
+        """What it says next; None if it will say no more."""
+        said = self.said.read(4)
+        return int.from_bytes(said) if len(said) == 4 else None
 
-    def __init__(self, path: Path, done: int, die_at: int | None = None):
-        command = [sys.executable, "-m", "chaos.index_kills", "--victim", str(path), "--done", str(done)]
-        command += [] if die_at is None else ["--die-at", str(die_at)]
-        self.done = done
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "ready\n", self.process.communicate()
-
-    def kill(self, seconds: float | None) -> int:
-        """Wait, kill, and return the last write that was done."""
-        if seconds is not None:
-            time.sleep(seconds)
-            self.process.send_signal(signal.SIGKILL)
-        said, trouble = self.process.communicate()
-        assert self.process.returncode == -signal.SIGKILL, trouble
-        return max([self.done, *(int(line) for line in said.split("\n")[:-1])])
+    def end(self, *, killed: bool) -> list[int]:
+        """Kill it, or wait for its end: all that it still said."""
+        if killed:
+            os.kill(self.pid, signal.SIGKILL)
+        rest = list(iter(self.next, None))
+        self.said.close()
+        status = os.waitpid(self.pid, 0)[1]
+        assert os.WIFSIGNALED(status) if killed else status == 0, f"ended with {status}"
+        return rest
 
 
 def kill_at_random(path: Path, engine: str, rounds: int, draw: random.Random) -> dict[str, Any]:
-    begin(path, engine)
-    writes, landed = 0, Counter()
-    for _ in range(rounds):
-        done = Process(path, writes).kill(draw.uniform(0, 0.7))
-        held = what_is(path, done)
-        landed["the write that it was at is there" if held > done else "the write that it was at is not there"] += 1
-        writes = held
-    return {"rounds": rounds, "writes": writes, "landed": dict(landed.most_common()), "whole": landed.total()}
+    """Each victim first says what the one before it has left."""
+
+    def work(say: Callable[[int], None], done: int) -> None:
+        number = what_is(path, done)
+        say(number)
+        index = cb.open_index(path)
+        while True:
+            number += 1
+            write(index, number)
+            say(number)
+
+    Victim(lambda say: begin(path, engine)).end(killed=False)
+    done, landed = 0, Counter()
+    for number in range(rounds):
+        victim = Victim(lambda say, done=done: work(say, done))
+        held = victim.next()
+        assert held is not None, victim.end(killed=False)
+        if number:
+            landed["the write that it was at is there" if held > done else "the write that it was at is not there"] += 1
+        time.sleep(draw.uniform(0, 1))
+        done = max([held, *victim.end(killed=True)])
+    last = Victim(lambda say: say(what_is(path, done))).end(killed=False)[0]
+    landed["the write that it was at is there" if last > done else "the write that it was at is not there"] += 1
+    return {"rounds": rounds, "writes": done, "landed": dict(landed.most_common()), "whole": landed.total()}
 
 
 def kill_at_every_point(path: Path, points: list[int] | None) -> dict[str, Any]:
-    """Forked, because a thousand starts of python would take an hour; three writes, of which one merges segments."""
+    """Three writes, of which some merge segments."""
     landed: Counter[str] = Counter()
     kills = 0
     for number in points or range(1, 10_000):
         here = path / str(number)
         begin(here, "exact")
-        pid = os.fork()
-        if pid == 0:
-            try:
-                index = cb.open_index(here)
-                die_before_event(number, here)
-                for one in (1, 2, 3):
-                    write(index, one)
-                os._exit(0)
-            except BaseException as error:
-                print(repr(error), file=sys.stderr)
-                os._exit(1)
-        status = os.waitpid(pid, 0)[1]
+
+        def work(say: Callable[[int], None], here: Path = here, number: int = number) -> None:
+            index = cb.open_index(here)
+            die_before_event(number, here)
+            for one in (1, 2, 3):
+                write(index, one)
+
+        status = os.waitpid(Victim(work).pid, 0)[1]
         if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0, status
+            assert status == 0, f"ended with {status}"
             break
         kills += 1
         held = next(writes for writes in range(4) if _is(here, writes))
@@ -192,17 +205,12 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=["exact", "lancedb"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--victim", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--done", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--die-at", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.victim is not None:
-        victim(options.victim, options.done, options.die_at)
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="centrobind-chaos-") as name:
         found = {}
-        if "exact" in options.engines:  # first, because it forks, and LanceDB's threads would not survive that
+        if "exact" in options.engines:
             found["exact, before every change to a file"] = kill_at_every_point(Path(name) / "points", options.points)
         for engine in options.engines:
             found[f"{engine}, at random moments"] = kill_at_random(Path(name) / engine, engine, options.rounds, draw)
