@@ -65,8 +65,10 @@ def search(
     for value in unwanted:
         way, colon, rest = value.partition(":")
         asked.add(*((way, rest) if colon and way in ("file", "id") else ("text", value)), wanted=False)
-    query, limits = asked.vector(), narrowed(where)
-    found = {name: opened.search(query, name, k, limits) for name in ([want] if want else opened.modalities)}
+    limits = narrowed(where)
+    found = {
+        name: opened.search(asked.vector(name), name, k, limits) for name in ([want] if want else opened.modalities)
+    }
     labels = opened.category("label")
     hits = [
         {

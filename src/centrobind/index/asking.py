@@ -26,34 +26,47 @@ KINDS = {  # the ending of a file -> the kind of modality it can be; an array ca
 SAME = 1e-3  # a query that keeps less of its length than this is made of rounding, not of meaning
 
 
-def query(binder: Binder, inputs: Mapping[str, Any], *, minus: Mapping[str, Any] | None = None) -> Tensor:
+def query(
+    binder: Binder,
+    inputs: Mapping[str, Any],
+    *,
+    minus: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
     """One (D,) unit query from values in any subset of the binder's modalities: {"name": "knight", "image": pixels}.
 
-    A tuple or list holds several values of one modality. The query is the centroid of all unit embeddings;
-    what `minus` holds is taken out of it, see `without`. Raises DataError.
+    A tuple or list holds several values of one modality. The query is the centroid of all unit embeddings, by default
+    all with the same weight; `Index.weights` says what each modality is worth. What `minus` holds is taken out of it,
+    see `without`. Raises DataError.
     """
     given = embedded(binder, inputs)
-    if len(given) == 0:
+    if not given:
         raise DataError(f"expected something to look for in some of the modalities {list(binder.modalities)}")
-    return combined(given, embedded(binder, minus or {}))
+    return combined(given, embedded(binder, minus or {}), weights)
 
 
-def embedded(binder: Binder, inputs: Mapping[str, Any]) -> Tensor:
-    """(n, D) unit embeddings of all the values."""
-    rows = [torch.zeros(0, binder.dim)]
+Given = list[tuple[str, Tensor]]  # modality, (n, D) unit vectors
+
+
+def embedded(binder: Binder, inputs: Mapping[str, Any]) -> Given:
+    """The unit embeddings of all values."""
+    found = []
     for name, value in inputs.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
         if values:
-            rows.append(binder.embed({name: values})[name])
-    return torch.cat(rows)
+            found.append((name, binder.embed({name: values})[name]))
+    return found
 
 
-def combined(given: Tensor, unwanted: Tensor | None = None) -> Tensor:
-    """(D,) unit: the centroid of (n, D) unit vectors, without the (u, D) unwanted ones."""
-    centre = given.mean(0)
-    if centre.norm() < SAME:
+def combined(given: Given, unwanted: Given = (), weights: Mapping[str, float] | None = None) -> Tensor:
+    """(D,) unit: the weighted centroid of what is given, without what is unwanted."""
+    sizes = {name: 1.0 for name, _ in given} if weights is None else weights
+    if missing := [name for name, _ in given if name not in sizes]:
+        raise DataError(f"weights: expected one for {missing}, got {list(sizes)}")
+    centre = torch.cat([sizes[name] * vectors for name, vectors in given]).sum(0)
+    if centre.norm() < SAME * sum(abs(sizes[name]) * len(vectors) for name, vectors in given):
         raise DataError("what is looked for points in opposite directions, nothing is near all of it; ask for one")
-    return without(unit(centre), unwanted) if unwanted is not None and len(unwanted) else unit(centre)
+    return without(unit(centre), torch.cat([vectors for _, vectors in unwanted])) if unwanted else unit(centre)
 
 
 def without(wanted: Tensor, unwanted: Tensor) -> Tensor:
@@ -76,28 +89,28 @@ class Question:
 
     def __init__(self, binder: Binder, index: Index):
         self.binder, self.index = binder, index
-        self.rows: dict[bool, list[Tensor]] = {True: [], False: []}
+        self.rows: dict[bool, Given] = {True: [], False: []}
 
     def add(self, way: str, value: str, *, wanted: bool = True) -> None:
         """`way` is text, file or id; a value may say its modality first: "name=black knight". Raises DataError."""
         name, equals, rest = value.partition("=")
         name, value = (name, rest) if equals and name in self.binder.modalities else (None, value)
-        made = {"text": self._text, "file": self._file, "id": self._sample}[way](name, value)
-        self.rows[wanted].append(made)
+        self.rows[wanted] += {"text": self._text, "file": self._file, "id": self._sample}[way](name, value)
 
-    def vector(self) -> Tensor:
-        """(D,) unit; DataError if nothing was asked for."""
+    def vector(self, want: str) -> Tensor:
+        """(D,) unit, for looking in one modality; DataError if nothing was asked for."""
         if not self.rows[True]:
             raise DataError("expected something to look for: --text, --file or --id")
-        return combined(torch.cat(self.rows[True]), torch.cat(self.rows[False]) if self.rows[False] else None)
+        several = len({name for name, _ in self.rows[True]}) > 1
+        return combined(self.rows[True], self.rows[False], self.index.weights(want) if several else None)
 
-    def _text(self, name: str | None, value: str) -> Tensor:
+    def _text(self, name: str | None, value: str) -> Given:
         name = name or self._only("text", f"the text {value!r}")
         if self.binder.kinds[name] != "text":
             raise DataError(f"{name}={value}: {name!r} is {self.binder.kinds[name]}, not text; give a file")
-        return self.binder.embed({name: [value]})[name]
+        return embedded(self.binder, {name: [value]})
 
-    def _file(self, name: str | None, value: str) -> Tensor:
+    def _file(self, name: str | None, value: str) -> Given:
         path = Path(value)
         kind = KINDS.get(path.suffix.lower())
         if kind is None:
@@ -109,14 +122,14 @@ class Question:
             decoded = array if array is not None else _decoded(kind, path, shape)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return self.binder.embed({name: [decoded]})[name]
+        return embedded(self.binder, {name: [decoded]})
 
-    def _sample(self, name: str | None, value: str) -> Tensor:
+    def _sample(self, name: str | None, value: str) -> Given:
         """All that a sample has, or one modality of it."""
         if name is not None:
-            return self.index.vectors(name, [value])
+            return [(name, self.index.vectors(name, [value]))]
         emb = self.index.embeddings([value])
-        return emb.z[emb.present]
+        return [(name, emb[name]) for name, here in zip(emb.modalities, emb.present) if here.all()]
 
     def _only(self, kind: str, what: str, shape: tuple[int, ...] | None = None) -> str:
         """The one modality that a value of this kind can be."""

@@ -24,6 +24,7 @@ from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings, unit
 
 ENGINES: dict[str, type[Engine]] = {"exact": Exact, "lancedb": Lance}
+MOST_PAIRS = 10_000
 ABOUT = CATEGORIES  # label, split, group: what a search can be narrowed by
 
 
@@ -129,6 +130,26 @@ class Index:
         present = ~z.isnan().any(2)
         z = torch.where(present[..., None], z, 0)
         return Embeddings(z, present, self.modalities, np.array(self.ids if ids is None else list(ids)))
+
+    def weights(self, want: str) -> dict[str, float]:
+        """What a value of each modality is worth when `want` is looked for: c / (1 - c^2).
+
+        c is the mean cosine between the two over samples that have both: of the split `valid` if there is one, at most
+        10,000. If what a modality says of `want` is c times the truth and the rest noise of its own, this is the
+        likeliest centre. `want` itself counts as much as the best of the others.
+        """
+        self._check_modality(want)
+        split = self._engine.codes("split")
+        rows = np.arange(len(self)) if split is None or "valid" not in split.names else split.where("valid")
+        rows = rows[:: -(-len(rows) // MOST_PAIRS) or 1]
+        wanted = self._engine.vectors(want, rows)
+        found = {}
+        for name in self.modalities:
+            cosines = (self._engine.vectors(name, rows) * wanted).sum(1)
+            cosines = cosines[np.isfinite(cosines)]
+            c = float(cosines.mean().clip(0.01, 0.99)) if len(cosines) else 0.01
+            found[name] = c / (1 - c * c)
+        return found | {want: max([found[name] for name in found if name != want], default=1.0)}
 
     def add(
         self,
