@@ -16,7 +16,13 @@ def two_for_one(found: dict[str, Any]) -> str:
     rows = []
     for row in found["two_for_one"]:
         a, b = row["given"]
-        for given, scores in ((a, row["alone"][a]), (b, row["alone"][b]), (f"{a} + {b}", row["both"])):
+        weights = "{} {:.2f}, {} {:.2f}".format(a, row["weights"][a], b, row["weights"][b])
+        for given, scores in (
+            (a, row["alone"][a]),
+            (b, row["alone"][b]),
+            (f"{a} + {b}, equal weights", row["centroid"]),
+            (f"**{a} + {b}** ({weights})", row["both"]),
+        ):
             cells = [f"{100 * scores[key]:.1f}" for key in ("recall@1", "recall@10", "mrr")]
             gains = row["gain"].get(given, {}).get("recall@1")
             more = gains and "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(

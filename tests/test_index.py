@@ -443,7 +443,33 @@ def test_a_query_is_the_centroid_of_what_is_given(mixed):
     with pytest.raises(DataError, match="are the same"):
         cb.query(binder, {"text": "red"}, minus={"text": "red"})
     with pytest.raises(DataError, match="opposite directions"):
-        combined(torch.stack([a, -a]))
+        combined([("text", torch.stack([a, -a]))])
+    close(
+        cb.query(binder, {"text": texts, "vector": vectors}, weights={"text": 2, "vector": 0.5}), 2 * a + 2 * b + c / 2
+    )
+    with pytest.raises(DataError, match=r"weights: expected one for \['vector'\]"):
+        cb.query(binder, {"text": texts, "vector": vectors}, weights={"text": 2})
+
+
+@pytest.mark.parametrize("engine", engines())
+def test_weights_are_the_mean_cosine_over_what_is_left_of_one(tmp_path, engine):
+    """On the validation split where there is one, over samples that have both; the wanted one as the best other."""
+    embeddings = some_embeddings(30)
+    noisy = torch.nn.functional.normalize(embeddings.z[0] + 0.3 * embeddings.z[1], dim=-1)
+    z = torch.where(embeddings.present[..., None], torch.stack([embeddings.z[0], noisy, embeddings.z[2]]), 0)
+    embeddings = Embeddings(z, embeddings.present, NAMES[:3], embeddings.ids)
+    for split in (None, ["valid" if i % 3 == 0 else "train" for i in range(30)]):
+        path = tmp_path / f"{split is None}"
+        ENGINES[engine].create(path, About("f", 6, NAMES[:3]), [as_samples(embeddings, split=split)])
+        rows = [i for i in range(30) if split is None or split[i] == "valid"]
+        expected = {}
+        for m, name in enumerate(NAMES[1:3], start=1):
+            both = [float(z[0, i] @ z[m, i]) for i in rows if embeddings.present[0, i] and embeddings.present[m, i]]
+            c = min(max(sum(both) / len(both), 0.01), 0.99)
+            expected[name] = c / (1 - c * c)
+        expected["image"] = max(expected.values())
+        assert cb.open_index(path).weights("image") == pytest.approx(expected, rel=1e-5)
+        assert expected["sound"] > 2 * expected["name"]
 
 
 def test_without_the_extra_it_says_how_to_get_it(tmp_path, mixed, monkeypatch):
