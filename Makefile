@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz bench-loss setup clean
+.PHONY: demo test lint chaos fuzz chaos-index bench-loss bench-index setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -26,6 +26,16 @@ fuzz: setup
 # killed, it goes on where it was. The peers that docs/performance.md names are in the extra `bench`
 bench-loss: setup
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loss.py
+
+# make chaos-index: kill writers of an index at 30 random moments and at every change to a file, about 5 minutes
+chaos-index: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb]'
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.index_kills --out benchmarks/results/index_kills.json
+
+# make bench-index: 1,000,000 vectors in every engine, about 40 minutes; stop it whenever you like, it goes on from there
+bench-index: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb,bench]'
+	$(BIN)/python benchmarks/index.py
 
 setup: .venv/installed
 

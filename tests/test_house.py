@@ -15,12 +15,13 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
-metrics config checkpoint run progress theory step nonfinite train realignment embedding fitting memory evaluation findings
-diagnosis tables plots report arena demo cli __main__
+errors extras types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
+metrics config checkpoint run progress theory step nonfinite train realignment embedding index fitting memory evaluation findings
+diagnosis tables plots report arena demo search_commands cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store opening importing batches inspecting".split(),
+    "data": "samples store opening media sound importing batches inspecting".split(),
+    "index": "engine topk segments exact lance opening asking".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -30,7 +31,7 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "centrobind":
             parts = node.module.split(".")
-            inner = len(parts) == 1 or parts[1:] == ["arena"]
+            inner = len(parts) == 1 or parts[1:] in (["arena"], ["index"])
             yield from [[*parts[1:], alias.name] for alias in node.names] if inner else [parts[1:]]
         elif isinstance(node, ast.Import):
             yield from (alias.name.split(".")[1:] for alias in node.names if alias.name.startswith("centrobind."))
@@ -60,9 +61,9 @@ def test_public_names():
     assert sorted(centrobind.__all__) == sorted(
         """
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
-        FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
-        StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks diagnose evaluate fit fixed
-        gather geometry glyphs joined leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
+        ExtraError FABind Hits Index LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
+        StoreError Unimodal WeightedCentroid __version__ assign_splits build_index centroid dataset_chunks diagnose evaluate fit fixed
+        gather geometry glyphs joined leave_one_out load load_embeddings open_index open_store own_view query random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )
@@ -99,6 +100,8 @@ def test_command_line():
         "evaluate": ["--out", "--split", "run", "store"],
         "diagnose": ["--json", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
+        "index": ["--engine", "--force", "--out", "--split", "run", "store"],
+        "search": ["--file", "--id", "--index", "--json", "--not", "--text", "--want", "--where", "-k", "run"],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],
     }
 

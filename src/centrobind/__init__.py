@@ -24,6 +24,11 @@ _PUBLIC = {
     "geometry": "metrics",
     "save_embeddings": "embedding",
     "load_embeddings": "embedding",
+    "build_index": "index",
+    "open_index": "index",
+    "query": "index",
+    "Index": "index",
+    "Hits": "index",
     "Embeddings": "types",
     "Batch": "types",
     "Binder": "model",
@@ -65,6 +70,7 @@ _PUBLIC = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "RunError": "errors",
+    "ExtraError": "errors",
     "CentrobindWarning": "errors",
 }
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from centrobind import search_commands
 from centrobind.errors import CentrobindError, CentrobindWarning
 
 app = typer.Typer(
@@ -222,6 +223,10 @@ def embed(
     with progress("embedding", len(samples)) as watch:
         embed_to(binder, samples, out, force=force, watch=watch)
     typer.echo(f"{len(samples)} samples, {binder.dim} dimensions: {out}")
+
+
+app.command()(search_commands.index)
+app.command()(search_commands.search)
 
 
 @app.command()

@@ -84,7 +84,7 @@ def embed_to(binder: Binder, samples: Samples, out: str | Path, *, force: bool =
     """
     out = Path(out)
     if out.suffix != ".npz":
-        write_store(out, _embedded_chunks(binder, samples, watch), replace=force)
+        write_store(out, embedded_chunks(binder, samples, watch), replace=force)
         return
     if out.exists() and not force:
         raise DataError(f"{out} exists already; choose another name, or overwrite it with --force")
@@ -92,7 +92,8 @@ def embed_to(binder: Binder, samples: Samples, out: str | Path, *, force: bool =
     save_embeddings(out, embeddings, fingerprint=binder.fingerprint, about=samples)
 
 
-def _embedded_chunks(binder: Binder, samples: Samples, watch: Watch) -> Iterator[Samples]:
+def embedded_chunks(binder: Binder, samples: Samples, watch: Watch = silent) -> Iterator[Samples]:
+    """The embeddings of samples as samples again, a vector modality each, with ids, labels, splits and groups."""
     for start in range(0, len(samples), CHUNK):
         chunk = samples.take(slice(start, start + CHUNK))
         embedded = binder.embed(chunk)

@@ -5,8 +5,9 @@
     ├── StoreError            a folder that is not a sound store
     ├── CheckpointError       a file that is not a sound checkpoint or binder
     ├── ConfigError           a run's YAML or a --set
-    └── RunError              a run that cannot start, or cannot go on
-        └── Stopped           a run that was asked to stop, and has written its checkpoint
+    ├── RunError              a run that cannot start, or cannot go on
+    │   └── Stopped           a run that was asked to stop, and has written its checkpoint
+    └── ExtraError            an optional package that is not there, or broken
 
 All are ValueErrors, so code that knows nothing of centrobind can still catch them. On the command
 line they end the program with exit code 2 and no traceback. Anything else that escapes is our bug.
@@ -44,6 +45,10 @@ class RunError(CentrobindError):
 
 class Stopped(RunError):
     """Somebody pressed Ctrl-C or sent SIGTERM: no failure, but the work is not done either."""
+
+
+class ExtraError(CentrobindError):
+    """An optional package is not installed, or does not work; the message has the pip command."""
 
 
 class CentrobindWarning(UserWarning):

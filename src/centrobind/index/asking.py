@@ -1,0 +1,157 @@
+"""What is asked for, as one vector: the centroid of what is given, in any modalities, without what is not wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from centrobind.data import decode_image, decode_npy, decode_series, decode_sound, decode_text
+from centrobind.errors import DataError
+from centrobind.index.opening import Index
+from centrobind.model import Binder
+from centrobind.types import unit
+
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+KINDS = {  # the ending of a file -> the kind of modality it can be; an array can be any, by its shape
+    **dict.fromkeys(PICTURES, "image"),
+    **dict.fromkeys((*SOUNDS, ".csv"), "sequence"),
+    ".txt": "text",
+    ".npy": "array",
+}
+SAME = 1e-3  # a query that keeps less of its length than this is made of rounding, not of meaning
+
+
+def query(
+    binder: Binder,
+    inputs: Mapping[str, Any],
+    *,
+    minus: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
+    """One (D,) unit query from values in any subset of the binder's modalities: {"name": "knight", "image": pixels}.
+
+    A tuple or list holds several values of one modality. The query is the centroid of all unit embeddings, by default
+    all with the same weight; `Index.weights` says what each modality is worth. What `minus` holds is taken out of it,
+    see `without`. Raises DataError.
+    """
+    given = embedded(binder, inputs)
+    if not given:
+        raise DataError(f"expected something to look for in some of the modalities {list(binder.modalities)}")
+    return combined(given, embedded(binder, minus or {}), weights)
+
+
+Given = list[tuple[str, Tensor]]  # modality, (n, D) unit vectors
+
+
+def embedded(binder: Binder, inputs: Mapping[str, Any]) -> Given:
+    """The unit embeddings of all values."""
+    found = []
+    for name, value in inputs.items():
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if values:
+            found.append((name, binder.embed({name: values})[name]))
+    return found
+
+
+def combined(given: Given, unwanted: Given = (), weights: Mapping[str, float] | None = None) -> Tensor:
+    """(D,) unit: the weighted centroid of what is given, without what is unwanted."""
+    sizes = {name: 1.0 for name, _ in given} if weights is None else weights
+    if missing := [name for name, _ in given if name not in sizes]:
+        raise DataError(f"weights: expected one for {missing}, got {list(sizes)}")
+    centre = torch.cat([sizes[name] * vectors for name, vectors in given]).sum(0)
+    if centre.norm() < SAME * sum(abs(sizes[name]) * len(vectors) for name, vectors in given):
+        raise DataError("what is looked for points in opposite directions, nothing is near all of it; ask for one")
+    return without(unit(centre), torch.cat([vectors for _, vectors in unwanted])) if unwanted else unit(centre)
+
+
+def without(wanted: Tensor, unwanted: Tensor) -> Tensor:
+    """(D,) unit: the part of `wanted` that is orthogonal to all (u, D) unwanted vectors.
+
+    Orthogonal negation (Widdows, ACL 2003): a hit gains nothing by being like the unwanted, and is not punished for
+    it either, so "knight, not black" does not become "anything white". No weight has to be chosen, and order does not
+    matter. Subtracting with a weight would need one, and turns into a search for the opposite as it grows.
+    """
+    basis, scales, _ = torch.linalg.svd(unwanted.double().T, full_matrices=False)
+    basis = basis[:, scales > SAME * scales.max()]
+    left = wanted.double() - basis @ (basis.T @ wanted.double())
+    if left.norm() < SAME:
+        raise DataError("what is looked for and what is not wanted are the same, nothing is left to look for")
+    return unit(left.float())
+
+
+class Question:
+    """What a person asks for, gathered word by word: texts, files and samples, wanted or not."""
+
+    def __init__(self, binder: Binder, index: Index):
+        self.binder, self.index = binder, index
+        self.rows: dict[bool, Given] = {True: [], False: []}
+
+    def add(self, way: str, value: str, *, wanted: bool = True) -> None:
+        """`way` is text, file or id; a value may say its modality first: "name=black knight". Raises DataError."""
+        name, equals, rest = value.partition("=")
+        name, value = (name, rest) if equals and name in self.binder.modalities else (None, value)
+        self.rows[wanted] += {"text": self._text, "file": self._file, "id": self._sample}[way](name, value)
+
+    def vector(self, want: str) -> Tensor:
+        """(D,) unit, for looking in one modality; DataError if nothing was asked for."""
+        if not self.rows[True]:
+            raise DataError("expected something to look for: --text, --file or --id")
+        several = len({name for name, _ in self.rows[True]}) > 1
+        return combined(self.rows[True], self.rows[False], self.index.weights(want) if several else None)
+
+    def _text(self, name: str | None, value: str) -> Given:
+        name = name or self._only("text", f"the text {value!r}")
+        if self.binder.kinds[name] != "text":
+            raise DataError(f"{name}={value}: {name!r} is {self.binder.kinds[name]}, not text; give a file")
+        return embedded(self.binder, {name: [value]})
+
+    def _file(self, name: str | None, value: str) -> Given:
+        path = Path(value)
+        kind = KINDS.get(path.suffix.lower())
+        if kind is None:
+            raise DataError(f"{path}: expected a file ending with one of {' '.join(KINDS)}")
+        try:
+            array = decode_npy(path) if kind == "array" else None
+            name = name or self._only(kind, str(path), None if array is None else array.shape)
+            shape = self.binder.towers[name].inputs.raw_shape
+            decoded = array if array is not None else _decoded(kind, path, shape)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        return embedded(self.binder, {name: [decoded]})
+
+    def _sample(self, name: str | None, value: str) -> Given:
+        """All that a sample has, or one modality of it."""
+        if name is not None:
+            return [(name, self.index.vectors(name, [value]))]
+        emb = self.index.embeddings([value])
+        return [(name, emb[name]) for name, here in zip(emb.modalities, emb.present) if here.all()]
+
+    def _only(self, kind: str, what: str, shape: tuple[int, ...] | None = None) -> str:
+        """The one modality that a value of this kind can be."""
+        fits = [
+            name
+            for name, tower in self.binder.towers.items()
+            if (tower.inputs.raw_shape == shape if kind == "array" else tower.inputs.kind == kind)
+        ]
+        if len(fits) == 1:
+            return fits[0]
+        has = ", ".join(f"{name} ({tower.inputs.kind})" for name, tower in self.binder.towers.items())
+        of = f"{kind} of shape {shape}" if shape is not None else kind
+        raise DataError(
+            f"{what} could be any of {fits}; say which: {fits[0]}=..."
+            if fits
+            else f"{what}: the binder has no modality for {of}, its modalities are {has}"
+        )
+
+
+def _decoded(kind: str, path: Path, shape: tuple[int, ...]) -> Any:
+    if kind == "image":
+        return decode_image(path, shape)
+    if kind == "text":
+        return decode_text(path)
+    return decode_sound(path, shape) if path.suffix.lower() in SOUNDS else decode_series(path, shape)
