@@ -15,8 +15,8 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors extras types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
-metrics config checkpoint run progress theory step nonfinite train realignment embedding fitting memory evaluation findings
+errors extras types seeds data datasets inputs ranks augment pretrained encoders model gradcache anchors fused infonce losses joint objectives
+metrics config checkpoint run progress features theory step nonfinite train realignment embedding fitting memory evaluation findings
 diagnosis tables plots report arena demo cli __main__
 """.split()
 INSIDE = {
@@ -62,7 +62,7 @@ def test_public_names():
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
         ExtraError FABind LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits centroid dataset_chunks diagnose evaluate fit fixed
-        gather geometry glyphs joined leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
+        featurize featurize_store gather geometry glyphs joined leave_one_out load load_embeddings open_store own_view random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )
@@ -93,6 +93,7 @@ def test_command_line():
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed"],
         "import": "--force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
+        "featurize": ["--batch-size", "--force", "--modality", "out", "store"],
         "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
         "replay": ["run"],

@@ -101,14 +101,14 @@ def _check(file: Any, limits: Limits) -> None:
         )
 
 
-def resampled(wave: np.ndarray, rate: int) -> np.ndarray:
-    """(samples,) at `rate` -> float32 at 16,000 a second, low-pass filtered, by scipy's polyphase filter."""
-    if rate == RATE:
+def resampled(wave: np.ndarray, rate: int, *, to: int = RATE) -> np.ndarray:
+    """(samples,) at `rate` -> float32 at another, low-pass filtered, by scipy's polyphase filter."""
+    if rate == to:
         return wave.astype(np.float32)
     from scipy.signal import resample_poly
 
-    common = gcd(RATE, rate)
-    return resample_poly(wave, RATE // common, rate // common).astype(np.float32)
+    common = gcd(to, rate)
+    return resample_poly(wave, to // common, rate // common).astype(np.float32)
 
 
 def log_mel(wave: Tensor, bands: int = 64) -> Tensor:
