@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz setup clean
+.PHONY: demo test lint chaos fuzz media setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -21,6 +21,15 @@ chaos: setup
 # make fuzz: open 10,000 broken stores and checkpoints, about 10 minutes
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
+
+# make media DATA=...: files of two sets to scores, about 6 minutes on 2 quiet cores; see docs/media.md
+DATA ?= ../shared/data
+SCORES = benchmarks/results/media.json
+media: setup
+	$(BIN)/python examples/actions.py $(DATA)/utd_mhad.npz runs/actions --out $(SCORES)
+	$(BIN)/python examples/emoji.py $(DATA)/emoji.npz runs/emoji --out $(SCORES)
+	$(BIN)/python examples/emoji.py $(DATA)/emoji.npz runs/emoji --pretrained --out $(SCORES)
+	$(BIN)/python examples/scores.py $(SCORES) docs/media.md
 
 setup: .venv/installed
 

@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("npz", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also add the scores to this JSON file")
     given = parser.parse_args()
@@ -49,7 +49,8 @@ def main() -> None:
     chunks = cb.read_chunks(manifest, modalities=["skeleton", "accel", "gyro", "depth"], readings=readings)
     samples = cb.open_store(cb.write_store(given.folder / "store", chunks, replace=True))
     print(samples)
-    binder = cb.fit(samples, dim=64, steps=given.steps, seed=given.seed)
+    train, valid = cb.train_and_valid(samples, valid=0.25, seed=given.seed)  # one of the four people
+    binder = cb.fit(train, valid=valid, dim=64, steps=given.steps, seed=given.seed)
     found = scores_of(binder, samples)
     print(found)
     add_scores(given.out, "actions", found, given)

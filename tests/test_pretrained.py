@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import centrobind
+from centrobind.config import check_config
 from centrobind.data import Column, Samples, open_store, write_store
 from centrobind.errors import ConfigError, DataError, ExtraError
 from centrobind.features import featurize, featurize_store, open_extractor
+from centrobind.model import build_binder
 from centrobind.pretrained import Pretrained, check_vision
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] red green blue thing number a dog".split()
@@ -135,6 +138,56 @@ def test_a_store_is_featurized_offline(models, mixed, tmp_path, monkeypatch):
     for name in given:
         np.testing.assert_allclose(found.columns[name].values, expected.columns[name].values, atol=1e-5)
     assert found.columns["text"].reading == f"text | hf:{models}/bert"
+
+
+def test_a_tower_is_frozen_or_learns_slowly_and_is_loaded_again(models, mixed, tmp_path):
+    data = mixed.only(["text", "picture", "series"])
+    given = {"text": {"encoder": "hf", "model": f"{models}/bert", "train": True}}
+    given["picture"] = {"encoder": "hf", "model": f"{models}/vit"}
+    before = {name: build_binder(data, encoders=given).towers[name].state_dict() for name in given}
+    binder = centrobind.fit(data, encoders=given, steps=4, lr=1e-3, show_progress=False)
+    moved = {
+        name: max(
+            float((value - before[name][key]).abs().max()) for key, value in tower.state_dict().items() if "body" in key
+        )
+        for name, tower in binder.towers.items()
+        if name in given
+    }
+    assert moved["picture"] == 0 and 0 < moved["text"] < 4.5e-5, "a step of AdamW is as long as the rate"
+    embedded = binder.embed(data)
+    assert torch.isfinite(embedded.z).all()
+    again = centrobind.load(centrobind.save(binder, tmp_path / "b"))
+    torch.testing.assert_close(again.embed(data).z, embedded.z)
+    assert again.fingerprint == binder.fingerprint
+    torch.testing.assert_close(binder.embed(data.take(slice(3, 4))).z[:, 0], embedded.z[:, 3], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="reads text or images, not sequence"):
+        build_binder(data, encoders={"series": {"encoder": "hf", "model": f"{models}/bert"}})
+    with pytest.raises(ConfigError, match="takes model"):
+        build_binder(data, encoders={"text": {"encoder": "hf"}})
+
+
+def test_a_frozen_tower_sees_what_featurize_sees(models, mixed):
+    for name, model in (("text", "bert"), ("picture", "vit")):
+        tower = build_binder(mixed, encoders={name: {"encoder": "hf", "model": f"{models}/{model}"}}).towers[name]
+        column = mixed.columns[name]
+        values = column.take(np.arange(60))
+        found = tower.encoder(tower.inputs(values))
+        torch.testing.assert_close(
+            found, Pretrained(f"{models}/{model}", column.kind).extract(values), atol=1e-5, rtol=1e-4
+        )
+        assert tower.encoder(tower.inputs(values[:0])).shape == (0, 16)
+
+
+def test_a_config_names_a_model(tmp_path):
+    about = {"data": "d", "out": "o", "objective": {"name": "all_pairs"}}
+    checked = check_config(about | {"modalities": {"a": {"encoder": "hf", "model": "./m", "train": True}}})
+    assert checked.modalities["a"].encoder_spec() == {"encoder": "hf", "model": "./m", "train": True}
+    for wrong, says in (
+        ({"encoder": "hf"}, "needs model"),
+        ({"encoder": "hf", "model": "m", "depth": 3}, "no option 'depth'"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            check_config(about | {"modalities": {"a": wrong}})
 
 
 @pytest.mark.parametrize(

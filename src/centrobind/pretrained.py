@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from centrobind.data import Column
 from centrobind.data.sound import RATE, resampled
 from centrobind.errors import ConfigError, DataError, ExtraError
 from centrobind.extras import extra
@@ -56,6 +57,11 @@ class Pretrained(nn.Module):
         """Values as a store holds them, list[str] or (n, ...) -> (n, width), without gradient."""
         return self(**{name: value.to(self.model.device) for name, value in self.prepare(values).items()})
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of what the processor makes of a picture."""
+        return tuple(self.prepare(np.zeros((1, 8, 8, 3), np.uint8))["pixel_values"].shape[2:])
+
     def prepare(self, values: Any) -> dict[str, Tensor]:
         """What the model's own tokenizer or processor makes of them."""
         if self.kind == "text":
@@ -83,6 +89,62 @@ class Pretrained(nn.Module):
         if there is None or there.shape != hidden.shape[:2]:  # a wave's mask counts samples, not frames
             return hidden.mean(1)
         return (hidden * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+
+
+class PretrainedInputs(nn.Module):
+    """Stored texts or images -> one tensor: token numbers plus one (0 = nothing there), or the processor's pixels."""
+
+    def __init__(self, body: Pretrained, raw_shape: tuple[int, ...]):
+        super().__init__()
+        self.kind, self.raw_shape = body.kind, tuple(raw_shape)
+        self.prepare = body.prepare
+        self.shape = (len(body.processor) + 1,) if body.kind == "text" else (3, *body.image_size)
+
+    def learn(self, column: Column) -> None:
+        """Nothing: the model knows its inputs."""
+
+    def forward(self, values: Any) -> Tensor:
+        if len(values) == 0:
+            return torch.zeros(0, 1, dtype=torch.long) if self.kind == "text" else torch.zeros(0, *self.shape)
+        if self.kind == "text":
+            found = self.prepare(values)
+            return (found["input_ids"] + 1) * found["attention_mask"]
+        if values.shape[1:] != self.raw_shape:
+            raise DataError(f"expected samples of shape {self.raw_shape}, as in training, got {values.shape[1:]}")
+        return self.prepare(values)["pixel_values"]
+
+
+class PretrainedEncoder(nn.Module):
+    """A pretrained model in a tower. Frozen unless `train`: then its weights learn at a hundredth of the rate.
+
+    The rate that suits fresh layers would undo within a few steps what the model knows.
+    """
+
+    def __init__(self, body: Pretrained, *, train: bool = False):
+        super().__init__()
+        self.body, self.width = body, body.width
+        for value in body.parameters():
+            value.requires_grad_(train)
+            value.lr_scale = 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 0:
+            return x.new_zeros(0, self.width, dtype=torch.float32)
+        if self.body.kind == "image":
+            return self.body(pixel_values=x)
+        return self.body(input_ids=(x - 1).clamp(min=0), attention_mask=(x > 0).long())
+
+
+def pretrained_tower(
+    kind: str, raw_shape: tuple[int, ...], model: str, *, train: bool = False, weights: bool = True
+) -> tuple[PretrainedInputs, PretrainedEncoder]:
+    """Inputs and encoder of a tower around a transformers model, for texts or images; errors as for `Pretrained`."""
+    if kind not in ("text", "image"):
+        raise ConfigError(
+            f"hf:{model}: a tower reads text or images, not {kind}; make features of waves, see featurize"
+        )
+    body = Pretrained(model, kind, weights=weights)
+    return PretrainedInputs(body, raw_shape), PretrainedEncoder(body, train=train)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
