@@ -22,13 +22,14 @@ chaos: setup
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
 
-# make media DATA=...: files of two sets to scores, about 6 minutes on 2 quiet cores; see docs/media.md
+# make media DATA=...: files of three sets to scores, with the packages that examples/pip_weights.py and voices.py name
 DATA ?= ../shared/data
 SCORES = benchmarks/results/media.json
 media: setup
 	$(BIN)/python examples/actions.py $(DATA)/utd_mhad.npz runs/actions --out $(SCORES)
 	$(BIN)/python examples/emoji.py $(DATA)/emoji.npz runs/emoji --out $(SCORES)
 	$(BIN)/python examples/emoji.py $(DATA)/emoji.npz runs/emoji --pretrained --out $(SCORES)
+	$(BIN)/python examples/voices.py runs/voices --out $(SCORES)
 	$(BIN)/python examples/scores.py $(SCORES) docs/media.md
 
 setup: .venv/installed

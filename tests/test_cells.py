@@ -204,6 +204,30 @@ def test_limits_that_are_none(given):
     assert Limits.of({"pixels": "5"}) == Limits(pixels=5)
 
 
+def test_column_names_that_are_none_are_said_once(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", [{"my photo": [1, 2], "v": [1]}] * 3)
+    with pytest.raises(DataError, match=r"columns \['my photo'\] cannot be modality names.*--modalities"):
+        read(path)
+    assert read(path, modalities=["v"]).modalities == ("v",)
+    np.savez(tmp_path / "d.npz", x_v=np.eye(3))
+    with pytest.raises(DataError, match="holds arrays"):
+        read(tmp_path / "d.npz", readings={"v": "image"})
+
+
+def test_a_data_set_that_cannot_decode_a_row():
+    class Broken(HubSet):
+        def __getitem__(self, i):
+            if i == 2:
+                raise OSError("cannot identify image file")
+            return {"picture": np.zeros((4, 4), np.uint8)}
+
+    with pytest.raises(DataError, match="row 3: cannot identify image file"):
+        list(dataset_chunks(Broken()))
+    skipped = []
+    (samples,) = dataset_chunks(Broken(), skipped=skipped)
+    assert samples.ids[:] == ["0", "1", "3"] and len(skipped) == 1
+
+
 class HubSet:
     """What matters of a Hugging Face dataset: decoded pictures and sounds, packed files, labels as numbers."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text, fit_picture
-from centrobind.data.samples import NAME, NOT_AN_ARRAY
+from centrobind.data.samples import NOT_AN_ARRAY
 from centrobind.data.sound import decode_sound, decode_wave, fit_wave
 from centrobind.errors import DataError, ExtraError
 
@@ -118,8 +118,6 @@ class CellReader:
         return value
 
     def _check(self, name: str, value: np.ndarray | str) -> None:
-        if not NAME.fullmatch(name):
-            raise DataError("no name for a modality; expected a letter, then letters, digits, _ or -, at most 64")
         if isinstance(value, np.ndarray):
             finite = np.isfinite(value)
             if not finite.all() and not (self.nan_as_missing and np.isnan(value).all()):

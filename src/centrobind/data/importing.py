@@ -54,6 +54,8 @@ def read_chunks(
     if source.suffix not in readers:
         raise DataError(f"{source}: expected the ending {', '.join(readers)}, got {source.suffix or 'none'!r}")
     if source.suffix == ".npz":
+        if readings:
+            raise DataError(f"{source}: holds arrays; only the files that a table names are read as {readings}")
         return _npz_chunks(source, modalities, kinds, nan_as_missing)
     return record_chunks(
         readers[source.suffix](source),
@@ -77,8 +79,11 @@ def dataset_chunks(dataset: Any, **options: Any) -> Iterator[Samples]:
     label = getattr(dataset, "features", {}).get("label")
     names = getattr(label, "names", None)
 
-    def row(number: int) -> Mapping[str, Any]:
-        found = dataset[number]
+    def row(number: int) -> Mapping[str, Any] | str:
+        try:
+            found = dataset[number]
+        except (OSError, SyntaxError) as error:  # a broken picture, where the data set decodes it itself
+            return " ".join(str(error).split())[:200]
         known = names is not None and isinstance(found.get("label"), int) and 0 <= found["label"] < len(names)
         return {**found, "label": names[found["label"]]} if known else found
 
@@ -111,7 +116,7 @@ def record_chunks(
             reader.bad.append(BadCell(count, None, record))
             continue
         if modalities is None:
-            names = [*(names or []), *(key for key in record if key not in ABOUT and key not in (names or []))]
+            names = _with_new(names or [], record, where)
         elif missing := [name for name in modalities if name not in record] if done == 0 else []:
             raise DataError(f"{where}: no column {missing}, expected some of {list(record)}")
         values = {name: reader.read(count, name, record.get(name)) for name in names}
@@ -136,6 +141,17 @@ def record_chunks(
     if rows:
         _check_said(reader, names, where)
         yield _chunk(rows, names, kinds, reader)
+
+
+def _with_new(names: list[str], record: Mapping[str, Any], where: str) -> list[str]:
+    """The columns known, and those that a row brings."""
+    new = [key for key in record if key not in ABOUT and key not in names]
+    if bad := [key for key in new if not NAME.fullmatch(key)]:
+        raise DataError(
+            f"{where}: columns {bad} cannot be modality names; use letters, digits, _ and -, at most 64, or pick "
+            "columns with --modalities"
+        )
+    return [*names, *new]
 
 
 def _check_said(reader: CellReader, names: Sequence[str], where: str) -> None:
