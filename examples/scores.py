@@ -43,7 +43,13 @@ def table(results: dict[str, Any]) -> str:
     for name, found in results.items():
         numbers = [f"{100 * found[head]:.1f}" if head in found else "" for head in HEADS]
         lines.append([name, str(found["samples"]), str(found["steps"]), *numbers])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    told = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    for name, found in results.items():
+        same = {key.partition("/")[2]: value for key, value in found.items() if key.startswith("same voice/")}
+        if same:
+            shares = ", ".join(f"{100 * value:.1f} % by {by}" for by, value in same.items())
+            told += f"\n{name}: the nearest clip of another sentence has the same voice in {shares}.\n"
+    return told
 
 
 if __name__ == "__main__":
