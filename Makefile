@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz chaos-index bench-loss bench-index setup clean
+.PHONY: demo test lint chaos fuzz chaos-index bench-loss bench-index media setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -36,6 +36,16 @@ chaos-index: setup
 bench-index: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb,bench]'
 	$(BIN)/python benchmarks/index.py
+
+# make media DATA=...: files of three sets to scores, with the packages that examples/pip_weights.py and voices.py name
+DATA ?= ../shared/data
+SCORES = benchmarks/results/media.json
+media: setup
+	$(BIN)/python examples/actions.py $(DATA)/utd_mhad.npz runs/actions --out $(SCORES)
+	$(BIN)/python examples/emoji.py $(DATA)/emoji.npz runs/emoji --out $(SCORES)
+	$(BIN)/python examples/emoji.py $(DATA)/emoji.npz runs/emoji --pretrained --out $(SCORES)
+	$(BIN)/python examples/voices.py runs/voices --out $(SCORES)
+	$(BIN)/python examples/scores.py $(SCORES) docs/media.md
 
 setup: .venv/installed
 

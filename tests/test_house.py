@@ -15,12 +15,12 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors extras types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
-metrics config checkpoint run progress theory step nonfinite train realignment embedding index fitting memory evaluation findings
+errors extras types seeds data datasets inputs ranks augment pretrained encoders model gradcache anchors fused infonce losses joint objectives
+metrics config checkpoint run progress features theory step nonfinite train realignment embedding index fitting memory evaluation findings
 diagnosis tables plots report arena demo search_commands cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store opening media sound importing batches inspecting".split(),
+    "data": "samples store opening media sound cells importing batches inspecting".split(),
     "index": "engine topk segments exact lance opening asking".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
@@ -63,7 +63,7 @@ def test_public_names():
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
         ExtraError FABind Hits Index LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits build_index centroid dataset_chunks diagnose evaluate fit fixed
-        gather geometry glyphs joined leave_one_out load load_embeddings open_index open_store own_view query random_modality read_chunks replay retrieval
+        featurize featurize_store gather geometry glyphs joined leave_one_out load load_embeddings open_index open_store own_view query random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor
         """.split()
     )
@@ -93,7 +93,8 @@ def test_command_line():
     found = {name: sorted(o for p in command.params for o in p.opts) for name, command in commands.items()}
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed"],
-        "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
+        "import": "--force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
+        "featurize": ["--batch-size", "--force", "--modality", "out", "store"],
         "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
         "replay": ["run"],
@@ -128,3 +129,12 @@ def test_what_is_imported_is_declared():
                 top = (name or "centrobind").split(".")[0]
                 assert top in local or known_as.get(top, top).lower() in declared, (path, top)
     assert not declared & {"torchvision", "torchaudio", "timm", "open_clip_torch", "torchcodec", "litdata"}
+
+
+def test_what_an_extra_brings_is_imported_only_when_it_is_needed():
+    extras = {"soundfile", "transformers", "pyarrow", "tensorboard", "huggingface_hub", "tokenizers", "torchvision"}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not extras & {name.split(".")[0] for name in names}, path

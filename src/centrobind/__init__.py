@@ -38,6 +38,8 @@ _PUBLIC = {
     "read_chunks": "data",
     "dataset_chunks": "data",
     "assign_splits": "data",
+    "featurize": "features",
+    "featurize_store": "features",
     "train_and_valid": "data",
     "glyphs": "datasets",
     "synthetic": "datasets",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 
 from centrobind import search_commands
 from centrobind.errors import CentrobindError, CentrobindWarning
@@ -64,26 +63,81 @@ def import_(
     nan_as_missing: Annotated[
         bool, typer.Option("--nan-as-missing", help="rows of NaN throughout are missing, not wrong")
     ] = False,
+    read: Annotated[
+        list[str],
+        typer.Option(help="what files become: photo=image:64x64x3, clip=sound:400x64, walk=series:128"),
+    ] = [],  # noqa: B006
+    limit: Annotated[list[str], typer.Option(help="how much is decoded of a file: pixels=100000000")] = [],  # noqa: B006
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="files that cannot be read are missing, and listed in STORE/skipped.csv")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Turn a file into a store that can be trained on.
 
     A table has a row per sample and a column per modality, besides id, label, split and group (all optional). A
-    cell is text, a list of numbers such as [0.1, 0.2], or the path of a .npy file; an empty cell means missing. An
-    npz holds x_<modality> arrays with one row per sample and, where there are gaps, present_<modality>.
+    cell is text, a list of numbers such as [0.1, 0.2], or the path of a picture, a sound, a text, a .npy or a .csv
+    file beside or below the table; an empty cell means missing (docs/media.md). An npz holds x_<modality> arrays with
+    one row per sample and, where there are gaps, present_<modality>.
     """
-    from centrobind.data import inspect_samples, open_store, read_chunks, write_store
+    from centrobind.data import Limits, inspect_samples, open_store, read_chunks, write_store
+    from centrobind.data.importing import first_of, in_words, list_skipped
     from centrobind.datasets import DATASETS
+    from centrobind.tables import print_inspection
 
     kinds = dict(_key_value(pair, "--kind") for pair in kind)
+    skipped: list[Any] | None = [] if skip_bad else None
     picked = None if modalities is None else [name.strip() for name in modalities.split(",")]
     if source in DATASETS and not Path(source).exists():
         samples = DATASETS[source]()
         chunks: Any = samples if picked is None else samples.only(picked)
     else:
-        chunks = read_chunks(source, modalities=picked, kinds=kinds, nan_as_missing=nan_as_missing)
+        chunks = read_chunks(
+            source,
+            modalities=picked,
+            kinds=kinds,
+            nan_as_missing=nan_as_missing,
+            readings=dict(_key_value(pair, "--read") for pair in read),
+            limits=Limits.of(dict(_key_value(pair, "--limit") for pair in limit)),
+            skipped=skipped,
+        )
     write_store(store, chunks, replace=force)
-    _print_inspection(store, inspect_samples(open_store(store)))
+    if skipped:
+        list_skipped(skipped, store / "skipped.csv")
+        typer.echo(f"{in_words(skipped)} and were left out: {store / 'skipped.csv'}\n  {first_of(skipped)}\n", err=True)
+    print_inspection(store, inspect_samples(open_store(store)))
+
+
+@app.command()
+def featurize(
+    store: Store,
+    out: Annotated[Path, typer.Argument(help="folder of the new store")],
+    modality: Annotated[
+        list[str], typer.Option(help="image=hf:FOLDER, name=hf:NAME/ON-HUB, or sound=file.py:function")
+    ] = [],  # noqa: B006
+    batch_size: Annotated[int, typer.Option(min=1, help="values in the model at a time")] = 64,
+    force: Force = False,
+) -> None:
+    """Replace modalities by features of pretrained models, computed once; the other modalities stay as they are.
+
+    Stop it whenever you like: the same command goes on where it was. On 8 GPUs, or 8 processes: torchrun
+    --nproc-per-node 8 -m centrobind featurize ...
+    """
+    from centrobind.data import inspect_samples, open_store
+    from centrobind.features import featurize_store
+    from centrobind.fitting import open_data
+    from centrobind.progress import progress, silent
+    from centrobind.ranks import joined
+    from centrobind.tables import print_inspection
+
+    extractors = dict(_key_value(pair, "--modality") for pair in modality)
+    with joined() as team:
+        here = open_data(store).columns if team.leads else {}
+        total = sum(int(here[name].present.sum()) for name in extractors if name in here)
+        with progress("features", total) if team.leads else nullcontext(silent) as watch:
+            featurize_store(store, out, extractors, batch_size=batch_size, force=force, watch=watch)
+    if team.leads:
+        print_inspection(out, inspect_samples(open_store(out)))
 
 
 @app.command()
@@ -100,16 +154,23 @@ def inspect(
     if (store is None) == (plan is None):
         raise CentrobindError("inspect: expected a store, or --plan with the YAML of a run, and not both")
     if plan is not None:
-        _print_plan(plan, as_json)
+        from centrobind.config import load_config
+        from centrobind.memory import plan as needs_of
+        from centrobind.tables import print_needs
+
+        config = load_config(plan)
+        needs = [vars(need) for need in needs_of(config)]
+        typer.echo(json.dumps(needs, indent=1)) if as_json else print_needs(plan, needs, config.train.chunk)
         return
     from centrobind.data import inspect_samples, open_store
     from centrobind.fitting import open_data
+    from centrobind.tables import print_inspection
 
     found = inspect_samples(open_store(store, verify=True) if verify else open_data(store))
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:
-        _print_inspection(store, found)
+        print_inspection(store, found)
 
 
 @app.command()
@@ -297,58 +358,10 @@ def _key_value(text: str, option: str) -> tuple[str, str]:
     return key, value
 
 
-def _print_inspection(store: str | Path, found: Any) -> None:
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=f"{store}: {found.samples} samples", title_justify="left")
-    for head in ("modality", "kind", "shape", "type", "present", "missing"):
-        table.add_column(head, justify="left" if head in ("modality", "kind") else "right")
-    for name, about in found.modalities.items():
-        shape = " x ".join(map(str, about["shape"])) or "text"
-        table.add_row(name, about["kind"], shape, about["dtype"], str(about["present"]), f"{about['missing']:.1%}")
-    console.print(table)
-    for title, counts in (("splits", found.splits), ("labels", found.labels), ("together", found.together)):
-        if counts:
-            shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
-            more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
-            console.print(f"[bold]{title}[/bold]: {shown}{more}", highlight=False)
-    console.print("[bold]findings[/bold]:" + ("" if found.findings else " nothing looks wrong"))
-    for finding in found.findings:
-        console.print(f"  - {finding}", highlight=False, markup=False)
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Ours without the line of code they come from; it means nothing to a user."""
     ours = issubclass(category, CentrobindWarning)
     typer.echo(f"centrobind: {message}" if ours else warnings.formatwarning(message, category, *where[:2]), err=True)
-
-
-def _print_plan(path: Path, as_json: bool) -> None:
-    from rich.table import Table
-
-    from centrobind.config import load_config
-    from centrobind.memory import plan
-
-    config = load_config(path)
-    needs = [vars(need) for need in plan(config)]
-    if as_json:
-        typer.echo(json.dumps(needs, indent=1))
-        return
-    table = Table(title=f"{path}: memory of tensors in MB, by batch size", title_justify="left")
-    for head in needs[0]:
-        table.add_column(head.replace("_", " "), justify="right")
-    for need in needs:
-        size, *rest = need.values()
-        table.add_row(str(size), *(f"{value / 1e6:,.1f}" for value in rest))
-    console = Console()
-    console.print(table)
-    chunk = "" if config.train.chunk is None else f", {config.train.chunk} of them at a time in the towers"
-    console.print(
-        f"Measured on small batches and scaled{chunk}. python and its libraries need about 400 MB more, and so do "
-        "data that are not read from a store.",
-        highlight=False,
-    )
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from centrobind.encoders import ENCODERS
 from centrobind.errors import ConfigError
 from centrobind.losses import HIGHEST, LOWEST, Objective
 from centrobind.objectives import OBJECTIVES
+from centrobind.pretrained import pretrained_tower
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -31,7 +32,7 @@ class ModalityConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: Literal["vector", "sequence", "image", "text"] | None = None
-    encoder: Literal[tuple(ENCODERS)] | None = None  # type: ignore[valid-type]
+    encoder: Literal[(*ENCODERS, "hf")] | None = None  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _options_fit_the_encoder(self) -> ModalityConfig:
@@ -39,7 +40,11 @@ class ModalityConfig(BaseModel):
         if options and self.encoder is None:
             raise ValueError(f"unknown keys {sorted(options)}; options of an encoder need encoder: to be named")
         if self.encoder is not None:
-            takes = [name for name in inspect.signature(ENCODERS[self.encoder]).parameters if name != "shape"]
+            made_by = pretrained_tower if self.encoder == "hf" else ENCODERS[self.encoder]
+            given = ("kind", "raw_shape", "shape", "weights")  # not from the file
+            takes = [name for name in inspect.signature(made_by).parameters if name not in given]
+            if self.encoder == "hf" and "model" not in options:
+                raise ValueError("encoder hf needs model:, a folder or a name on the hub")
             for key in options:
                 if key not in takes:
                     raise ValueError(f"encoder {self.encoder} has no option {key!r}{did_you_mean(key, takes)}")

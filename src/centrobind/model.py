@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from centrobind.data import Samples
 from centrobind.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.errors import ConfigError, DataError
-from centrobind.inputs import INPUTS
+from centrobind.inputs import INPUTS, Words
+from centrobind.pretrained import pretrained_tower
 from centrobind.ranks import placed
 from centrobind.seeds import seeded
 from centrobind.types import Batch, Embeddings, unit
@@ -117,7 +118,7 @@ class Binder(nn.Module):
         for name, tower in self.towers.items():
             inputs = tower.inputs
             towers[name] = {"kind": inputs.kind, "shape": list(inputs.raw_shape), **tower.description}
-            if inputs.kind == "text":
+            if isinstance(inputs, Words):
                 towers[name]["words"] = inputs.words()
         return {"dim": self.dim, "towers": towers}
 
@@ -140,8 +141,9 @@ def build_binder(
 ) -> Binder:
     """A binder with fresh weights for these samples, its inputs fitted to them.
 
-    `encoders[m]` is a name ("mlp"), a name with options ({"encoder": "mlp", "depth": 3}) or an nn.Module with a
-    `width`; the default follows the kind of the modality. Raises ConfigError or DataError.
+    `encoders[m]` is a name ("mlp"), a name with options ({"encoder": "mlp", "depth": 3}, or {"encoder": "hf", "model":
+    "./folder", "train": True}) or an nn.Module with a `width`; the default follows the kind of the modality. Raises
+    ConfigError or DataError.
     """
     if dim < 2:
         raise ConfigError(f"dim must be at least 2, got {dim}")
@@ -164,7 +166,7 @@ def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Mod
     towers = {}
     for name, about in description["towers"].items():
         inputs = INPUTS[about["kind"]](about["kind"], tuple(about["shape"]))
-        if about["kind"] == "text":
+        if "words" in about:
             inputs.set_words(about["words"])
         wanted = {key: value for key, value in about.items() if key not in ("kind", "shape", "words")}
         if wanted["encoder"] == "custom":
@@ -173,17 +175,29 @@ def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Mod
                 raise ConfigError(
                     f"modality {name!r} was trained with an encoder of your own; load with encoders={{{name!r}: ...}}"
                 )
-        towers[name] = _tower(name, inputs, wanted, description["dim"])
+        towers[name] = _tower(name, inputs, wanted, description["dim"], weights=False)
     return Binder(towers, description["dim"])
 
 
-def _tower(name: str, inputs: nn.Module, wanted: str | Mapping[str, Any] | nn.Module | None, dim: int) -> Tower:
+def _tower(
+    name: str,
+    inputs: nn.Module,
+    wanted: str | Mapping[str, Any] | nn.Module | None,
+    dim: int,
+    *,
+    weights: bool = True,
+) -> Tower:
     if isinstance(wanted, nn.Module):
         if not isinstance(getattr(wanted, "width", None), int):
             raise ConfigError(f"encoder of {name!r}: expected an int attribute `width`, the number of its outputs")
         return Tower(inputs, wanted, dim, {"encoder": "custom"})
     wanted = {"encoder": wanted} if isinstance(wanted, str) else dict(wanted or {})
     kind = wanted.pop("encoder", None) or KIND_ENCODERS[inputs.kind][0]
+    if kind == "hf":
+        if set(wanted) - {"model", "train"} or "model" not in wanted:
+            raise ConfigError(f"encoder 'hf' of {name!r}: takes model, a folder or a name, and train; got {wanted}")
+        made = pretrained_tower(inputs.kind, inputs.raw_shape, **wanted, weights=weights)
+        return Tower(*made, dim, {"encoder": kind, **wanted})
     fitting = KIND_ENCODERS[inputs.kind]
     if kind not in fitting:
         raise ConfigError(f"modality {name!r} is {inputs.kind}: expected an encoder of {list(fitting)}, got {kind!r}")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from centrobind.findings import Diagnosis
 from centrobind.theory import Bound
@@ -140,3 +144,41 @@ def _two_lines(head: str) -> tuple[str, str]:
         source, _, target = head.partition(" → ")
         return source, f"→ {target}"
     return (first, rest) if rest else ("", first)
+
+
+def print_inspection(store: str | Path, found: Any) -> None:
+    """What `inspect_samples` found, to the terminal."""
+    console = Console()
+    table = Table(title=f"{store}: {found.samples} samples", title_justify="left")
+    for head in ("modality", "kind", "shape", "type", "present", "missing"):
+        table.add_column(head, justify="left" if head in ("modality", "kind") else "right")
+    for name, about in found.modalities.items():
+        shape = " x ".join(map(str, about["shape"])) or "text"
+        table.add_row(name, about["kind"], shape, about["dtype"], str(about["present"]), f"{about['missing']:.1%}")
+    console.print(table)
+    for title, counts in (("splits", found.splits), ("labels", found.labels), ("together", found.together)):
+        if counts:
+            shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
+            more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
+            console.print(f"[bold]{title}[/bold]: {shown}{more}", highlight=False)
+    console.print("[bold]findings[/bold]:" + ("" if found.findings else " nothing looks wrong"))
+    for finding in found.findings:
+        console.print(f"  - {finding}", highlight=False, markup=False)
+
+
+def print_needs(path: Path, needs: list[dict[str, Any]], chunk: int | None) -> None:
+    """The rows of a memory plan, to the terminal."""
+    table = Table(title=f"{path}: memory of tensors in MB, by batch size", title_justify="left")
+    for head in needs[0]:
+        table.add_column(head.replace("_", " "), justify="right")
+    for need in needs:
+        size, *rest = need.values()
+        table.add_row(str(size), *(f"{value / 1e6:,.1f}" for value in rest))
+    console = Console()
+    console.print(table)
+    at_a_time = "" if chunk is None else f", {chunk} of them at a time in the towers"
+    console.print(
+        f"Measured on small batches and scaled{at_a_time}. python and its libraries need about 400 MB more, and so do "
+        "data that are not read from a store.",
+        highlight=False,
+    )

@@ -137,13 +137,21 @@ def check_trainable(data: Samples, objective: Objective, settings: TrainConfig) 
 
 
 def make_optimizer(modules: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices decay, because pulling a bias, a norm's scale or a temperature to zero means nothing."""
-    trained = [value for value in modules.parameters() if value.requires_grad]
-    groups = [
-        {"params": [value for value in trained if value.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [value for value in trained if value.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
+    """AdamW; only matrices decay, because pulling a bias, a norm's scale or a temperature to zero means nothing.
+
+    A parameter with an `lr_scale`, such as a pretrained one, learns at that share of the rate.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for value in modules.parameters():
+        if value.requires_grad:
+            groups.setdefault((getattr(value, "lr_scale", 1.0), value.ndim >= 2), []).append(value)
+    return torch.optim.AdamW(
+        [
+            {"params": values, "weight_decay": settings.weight_decay if matrices else 0.0, "scale": scale}
+            for (scale, matrices), values in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        ],
+        lr=settings.lr,
+    )
 
 
 def schedule(step: int, settings: TrainConfig) -> float:
@@ -156,7 +164,7 @@ def schedule(step: int, settings: TrainConfig) -> float:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
 
 
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
