@@ -15,13 +15,14 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
+errors extras types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
 metrics config checkpoint run progress theory step nonfinite train realignment embedding index fitting memory evaluation findings
-diagnosis tables plots report arena demo cli __main__
+diagnosis tables plots report arena demo serve cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store opening importing batches inspecting".split(),
+    "data": "samples store opening media sound importing batches inspecting".split(),
     "index": "topk segments exact asking opening".split(),
+    "serve": "atlas values uploads gallery limits guard description api app".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -61,7 +62,7 @@ def test_public_names():
     assert sorted(centrobind.__all__) == sorted(
         """
         AllPairs AnchorInfoNCE Batch Binder CentroBind CentrobindError CentrobindWarning CheckpointError ConfigError DataError Embeddings
-        FABind Hits Index LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
+        ExtraError FABind Hits Index LearnedCentroid LearnedWeights LeaveOneOut Loss OBJECTIVES Objective RandomAnchor RunError Samples
         StoreError Unimodal WeightedCentroid __version__ assign_splits build_index centroid dataset_chunks diagnose evaluate fit fixed
         gather geometry glyphs joined leave_one_out load load_embeddings open_index open_store own_view query random_modality read_chunks replay retrieval
         save save_embeddings synthetic train_and_valid weighted write_store xor

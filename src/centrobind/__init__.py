@@ -70,6 +70,7 @@ _PUBLIC = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "RunError": "errors",
+    "ExtraError": "errors",
     "CentrobindWarning": "errors",
 }
 

@@ -5,7 +5,8 @@
     ├── StoreError            a folder that is not a sound store
     ├── CheckpointError       a file that is not a sound checkpoint or binder
     ├── ConfigError           a run's YAML or a --set
-    └── RunError              a run that cannot start, or cannot go on
+    ├── RunError              a run that cannot start, or cannot go on
+    └── ExtraError            an optional package that is not there, or broken
 
 All are ValueErrors, so code that knows nothing of centrobind can still catch them. On the command
 line they end the program with exit code 2 and no traceback. Anything else that escapes is our bug.
@@ -39,6 +40,10 @@ class ConfigError(CentrobindError):
 
 class RunError(CentrobindError):
     """A run cannot start, or cannot go on."""
+
+
+class ExtraError(CentrobindError):
+    """An optional package is not installed, or does not work; the message has the pip command."""
 
 
 class CentrobindWarning(UserWarning):

@@ -3,21 +3,32 @@
 from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples
+from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
 from centrobind.data.opening import open_store
 from centrobind.data.samples import Codes, Column, Samples, Strings
+from centrobind.data.sound import decode_sound, decode_wave, log_mel
 from centrobind.data.store import write_store
 
 __all__ = [
+    "LIMITS",
     "Codes",
     "Column",
     "Inspection",
+    "Limits",
     "ReadAhead",
     "Sampler",
     "Samples",
     "Strings",
     "assign_splits",
     "dataset_chunks",
+    "decode_image",
+    "decode_npy",
+    "decode_series",
+    "decode_sound",
+    "decode_text",
+    "decode_wave",
     "inspect_samples",
+    "log_mel",
     "open_store",
     "read_chunks",
     "record_chunks",

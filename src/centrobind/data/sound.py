@@ -1,0 +1,121 @@
+"""Sound files -> waves and log-mel pictures of them: soundfile decodes, scipy resamples, torch.stft does the rest.
+
+One rate and one hop for everything, so that the shape of a sample says all: (400, 64) is 4 seconds in 64 bands.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from centrobind.data.media import LIMITS, Limits, contents
+from centrobind.errors import DataError
+from centrobind.extras import extra
+
+RATE = 16_000  # samples a second: holds what speech needs, and what speech models are trained on
+HOP = 160  # samples between two frames: 100 frames a second
+WINDOW = 400  # samples in a frame, 25 ms
+BINS = 1024  # length of the transform: zeros around a frame part the low bands of 128, which 512 would leave empty
+FLOOR = 1e-8  # added to a band's energy before the logarithm: digital silence is finite, and 16 bits of noise are below
+MOST_BANDS = 128
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+RATES = (1_000, 384_000)
+
+
+def decode_sound(
+    source: bytes | str | Path, shape: tuple[int, int] = (400, 64), *, limits: Limits = LIMITS
+) -> np.ndarray:
+    """A WAV, FLAC, OGG or MP3 file -> float32 of `shape` (frames, bands): log energies, 100 frames a second.
+
+    Channels are averaged, the rate becomes 16,000; what is longer is cut, what is shorter ends in silence. Raises
+    DataError.
+    """
+    if len(shape) != 2 or shape[0] < 1 or not 1 <= shape[1] <= MOST_BANDS:
+        raise DataError(f"a sound has shape (frames, bands up to {MOST_BANDS}), not {tuple(shape)}")
+    wave = decode_wave(source, (shape[0] * HOP,), limits=limits)
+    return log_mel(torch.from_numpy(wave), shape[1]).numpy()
+
+
+def decode_wave(source: bytes | str | Path, shape: tuple[int] = (64_000,), *, limits: Limits = LIMITS) -> np.ndarray:
+    """The same files -> float32 of `shape` (samples,): the wave itself, one channel at 16,000 samples a second."""
+    if len(shape) != 1 or shape[0] < 1:
+        raise DataError(f"a wave has shape (samples,), not {tuple(shape)}")
+    soundfile = extra("soundfile", of="audio", to="reading sound")
+    content = contents(source, limits)
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            _check(file, limits)
+            wanted = min(-(-shape[0] * file.samplerate // RATE) + 1, file.frames)  # never more than is needed
+            wave = file.read(wanted, dtype="float32", always_2d=True)
+            rate, short = file.samplerate, file.format != "MP3" and len(wave) < wanted  # an MP3 only guesses its length
+    except DataError:
+        raise
+    except Exception as error:  # a decoder fed with arbitrary bytes raises whatever it stumbles over
+        said = " ".join(str(error).split())[:100]
+        raise DataError(f"not a sound of a kind that is read (WAV, FLAC, OGG, MP3), or broken ({said})") from None
+    if len(wave) == 0:
+        raise DataError("a sound without samples")
+    if short:
+        raise DataError(f"{len(wave)} samples where {wanted} are promised; is it truncated?")
+    if not np.isfinite(wave).all():
+        raise DataError("a sound with NaN or inf in its samples")
+    wave = resampled(wave.mean(1), rate)[: shape[0]]
+    return np.pad(wave, (0, shape[0] - len(wave)))
+
+
+def _check(file: Any, limits: Limits) -> None:
+    if file.format not in FORMATS:
+        raise DataError(f"a {file.format} file; sounds that are read are WAV, FLAC, OGG and MP3")
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise DataError(f"{file.samplerate} samples a second, expected {RATES[0]:,} to {RATES[1]:,}")
+    if file.frames <= 0:
+        raise DataError("a sound without samples")
+    if file.frames > limits.seconds * file.samplerate:
+        raise DataError(
+            f"{file.frames / file.samplerate:,.0f} seconds, more than the {limits.seconds} that are decoded"
+        )
+
+
+def resampled(wave: np.ndarray, rate: int) -> np.ndarray:
+    """(samples,) at `rate` -> float32 at 16,000 a second, low-pass filtered, by scipy's polyphase filter."""
+    if rate == RATE:
+        return wave.astype(np.float32)
+    from scipy.signal import resample_poly
+
+    common = gcd(RATE, rate)
+    return resample_poly(wave, RATE // common, rate // common).astype(np.float32)
+
+
+def log_mel(wave: Tensor, bands: int = 64) -> Tensor:
+    """(..., samples) at 16,000 a second -> (..., samples // 160, bands): natural logarithm of the energy in each band.
+
+    Frames of 25 ms under a Hann window, centred on every 10 ms; bands are triangles evenly spread over the mel scale,
+    from 0 to 8,000 Hz.
+    """
+    window = torch.hann_window(WINDOW, device=wave.device)
+    spectrum = torch.stft(
+        wave, BINS, HOP, WINDOW, window, center=True, pad_mode="constant", onesided=True, return_complex=True
+    )
+    energy = spectrum.abs().square().transpose(-1, -2)[..., : wave.shape[-1] // HOP, :]
+    return (energy @ mel_bands(bands).to(wave.device) + FLOOR).log()
+
+
+@lru_cache(maxsize=8)
+def mel_bands(bands: int) -> Tensor:
+    """(513, bands): the weight of every frequency in every band, 1 at its centre and 0 at its neighbours' centres.
+
+    Mel = 2595 log10(1 + f / 700): O'Shaughnessy 1987, as in the HTK book.
+    """
+    highest = 2595 * np.log10(1 + RATE / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, highest, bands + 2) / 2595) - 1)
+    frequency = np.linspace(0, RATE / 2, BINS // 2 + 1)[:, None]
+    rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
+    return torch.from_numpy(np.minimum(rising, falling).clip(0).astype(np.float32))
