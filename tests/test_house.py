@@ -20,9 +20,9 @@ metrics config checkpoint run progress theory step nonfinite train realignment e
 diagnosis tables plots report arena demo serve cli __main__
 """.split()
 INSIDE = {
-    "data": "samples store opening media sound importing batches inspecting".split(),
+    "data": "samples store opening media sound cells importing batches inspecting".split(),
     "index": "topk segments exact asking opening".split(),
-    "serve": "atlas values uploads gallery limits guard description api app".split(),
+    "serve": "atlas values gallery guard description api app".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -94,7 +94,7 @@ def test_command_line():
     found = {name: sorted(o for p in command.params for o in p.opts) for name, command in commands.items()}
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed"],
-        "import": ["--force", "--kind", "--modalities", "--nan-as-missing", "source", "store"],
+        "import": "--force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
         "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
         "replay": ["run"],

@@ -63,25 +63,47 @@ def import_(
     nan_as_missing: Annotated[
         bool, typer.Option("--nan-as-missing", help="rows of NaN throughout are missing, not wrong")
     ] = False,
+    read: Annotated[
+        list[str],
+        typer.Option(help="what files become: photo=image:64x64x3, clip=sound:400x64, walk=series:128"),
+    ] = [],  # noqa: B006
+    limit: Annotated[list[str], typer.Option(help="how much is decoded of a file: pixels=100000000")] = [],  # noqa: B006
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="files that cannot be read are missing, and listed in STORE/skipped.csv")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Turn a file into a store that can be trained on.
 
     A table has a row per sample and a column per modality, besides id, label, split and group (all optional). A
-    cell is text, a list of numbers such as [0.1, 0.2], or the path of a .npy file; an empty cell means missing. An
-    npz holds x_<modality> arrays with one row per sample and, where there are gaps, present_<modality>.
+    cell is text, a list of numbers such as [0.1, 0.2], or the path of a picture, a sound, a text, a .npy or a .csv
+    file beside or below the table; an empty cell means missing (docs/media.md). An npz holds x_<modality> arrays with
+    one row per sample and, where there are gaps, present_<modality>.
     """
-    from centrobind.data import inspect_samples, open_store, read_chunks, write_store
+    from centrobind.data import Limits, inspect_samples, open_store, read_chunks, write_store
+    from centrobind.data.importing import first_of, in_words, list_skipped
     from centrobind.datasets import DATASETS
 
     kinds = dict(_key_value(pair, "--kind") for pair in kind)
+    skipped: list[Any] | None = [] if skip_bad else None
     picked = None if modalities is None else [name.strip() for name in modalities.split(",")]
     if source in DATASETS and not Path(source).exists():
         samples = DATASETS[source]()
         chunks: Any = samples if picked is None else samples.only(picked)
     else:
-        chunks = read_chunks(source, modalities=picked, kinds=kinds, nan_as_missing=nan_as_missing)
+        chunks = read_chunks(
+            source,
+            modalities=picked,
+            kinds=kinds,
+            nan_as_missing=nan_as_missing,
+            readings=dict(_key_value(pair, "--read") for pair in read),
+            limits=Limits.of(dict(_key_value(pair, "--limit") for pair in limit)),
+            skipped=skipped,
+        )
     write_store(store, chunks, replace=force)
+    if skipped:
+        list_skipped(skipped, store / "skipped.csv")
+        typer.echo(f"{in_words(skipped)} and were left out: {store / 'skipped.csv'}\n  {first_of(skipped)}\n", err=True)
     _print_inspection(store, inspect_samples(open_store(store)))
 
 

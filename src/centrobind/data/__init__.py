@@ -1,6 +1,7 @@
 """Data: the packed store, importers, splits and batches."""
 
 from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
+from centrobind.data.cells import BadCell, Reading
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
@@ -11,11 +12,13 @@ from centrobind.data.store import write_store
 
 __all__ = [
     "LIMITS",
+    "BadCell",
     "Codes",
     "Column",
     "Inspection",
     "Limits",
     "ReadAhead",
+    "Reading",
     "Sampler",
     "Samples",
     "Strings",

@@ -1,8 +1,8 @@
 """Anything a person has -> chunks of Samples, streamed: npz, CSV, JSONL, Parquet, any map-style dataset.
 
 A manifest has one row per sample and one column per modality, besides `id`, `label`, `split` and `group`,
-all optional. A cell is text, a list of numbers, or the path of a .npy file beside or below the manifest;
-an empty cell means missing. Everything wrong with a manifest is reported at once, by row and column.
+all optional. A cell is text, a list of numbers, or the path of a file beside or below the manifest (cells.py); an empty
+cell means missing. Everything wrong with a manifest is reported at once, by row and column.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
+from centrobind.data.cells import BadCell, CellReader
+from centrobind.data.media import LIMITS, Limits
 from centrobind.data.samples import NAME, NOT_AN_ARRAY, Samples
 from centrobind.errors import DataError
 
 ABOUT = ("id", "label", "split", "group")  # columns that describe a sample rather than show it
-CHUNK = 1024
+CHUNK = 1024  # rows
+CHUNK_BYTES = 2**26  # fewer rows, where they are large
 MOST_PROBLEMS = 20
 
 
@@ -32,11 +36,16 @@ def read_chunks(
     modalities: Sequence[str] | None = None,
     kinds: Mapping[str, str] | None = None,
     nan_as_missing: bool = False,
+    readings: Mapping[str, str] | None = None,
+    limits: Limits = LIMITS,
+    skipped: list[BadCell] | None = None,
 ) -> Iterator[Samples]:
     """Samples from an .npz, .csv, .jsonl or .parquet file, chunk by chunk.
 
     `modalities` picks columns (default: all that are not id, label, split or group), `kinds` overrides what
-    a modality looks like, `nan_as_missing` takes an all-NaN row for a gap. Raises DataError.
+    a modality looks like, `nan_as_missing` takes an all-NaN row for a gap. `readings` says how the files that a table
+    names become samples, {"photo": "image:64x64x3"}, `limits` how much is decoded of one. Given a list `skipped`, bad
+    cells are put there and become gaps, bad rows are left out; else they all are in one DataError.
     """
     source = Path(source)
     if not source.is_file():
@@ -46,15 +55,34 @@ def read_chunks(
         raise DataError(f"{source}: expected the ending {', '.join(readers)}, got {source.suffix or 'none'!r}")
     if source.suffix == ".npz":
         return _npz_chunks(source, modalities, kinds, nan_as_missing)
-    rows = readers[source.suffix](source)
     return record_chunks(
-        rows, folder=source.parent, where=str(source), modalities=modalities, kinds=kinds, nan_as_missing=nan_as_missing
+        readers[source.suffix](source),
+        folder=source.parent,
+        where=str(source),
+        modalities=modalities,
+        kinds=kinds,
+        nan_as_missing=nan_as_missing,
+        readings=readings,
+        limits=limits,
+        skipped=skipped,
     )
 
 
 def dataset_chunks(dataset: Any, **options: Any) -> Iterator[Samples]:
-    """Samples from any map-style dataset: `len(dataset)` and `dataset[i]` -> dict with None where missing."""
-    return record_chunks((dataset[i] for i in range(len(dataset))), **options)
+    """Samples from any map-style dataset: `len(dataset)` and `dataset[i]` -> dict with None where missing.
+
+    Pictures of pillow's, {"array": ..., "sampling_rate": ...} and {"bytes": ..., "path": ...} are understood, as a
+    Hugging Face dataset has them, and its label's numbers get their names. Options and errors as for `read_chunks`.
+    """
+    label = getattr(dataset, "features", {}).get("label")
+    names = getattr(label, "names", None)
+
+    def row(number: int) -> Mapping[str, Any]:
+        found = dataset[number]
+        known = names is not None and isinstance(found.get("label"), int) and 0 <= found["label"] < len(names)
+        return {**found, "label": names[found["label"]]} if known else found
+
+    return record_chunks(map(row, range(len(dataset))), **options)
 
 
 def record_chunks(
@@ -65,141 +93,96 @@ def record_chunks(
     modalities: Sequence[str] | None = None,
     kinds: Mapping[str, str] | None = None,
     nan_as_missing: bool = False,
+    readings: Mapping[str, str] | None = None,
+    limits: Limits = LIMITS,
+    skipped: list[BadCell] | None = None,
 ) -> Iterator[Samples]:
     """Samples from dicts, one per sample; a str instead of a dict is a row that could not be read, and why.
 
-    With `folder`, a cell may be the path of a .npy file in it. Raises DataError naming every bad cell, after
-    the whole input was seen, so that a person mends a manifest once and not twenty times.
+    With `folder`, a cell may be the path of a file in it. Raises DataError naming every bad cell, after the whole
+    input was seen, so that a person mends a manifest once and not twenty times; see `read_chunks` for `skipped`.
     """
-    reader = _CellReader(folder, nan_as_missing)
+    reader = CellReader(folder, nan_as_missing=nan_as_missing, readings=readings, limits=limits)
     names = None if modalities is None else list(modalities)
     rows: list[dict[str, Any]] = []
-    count = 0
+    count = done = held = 0
     for count, record in enumerate(records, start=1):
         if isinstance(record, str):
-            reader.problem(count, None, record)
+            reader.bad.append(BadCell(count, None, record))
             continue
         if modalities is None:
             names = [*(names or []), *(key for key in record if key not in ABOUT and key not in (names or []))]
-        elif missing := [name for name in modalities if name not in record] if count == 1 else []:
+        elif missing := [name for name in modalities if name not in record] if done == 0 else []:
             raise DataError(f"{where}: no column {missing}, expected some of {list(record)}")
-        rows.append({name: reader.read(count, name, record.get(name)) for name in names} | _about(record))
-        if len(rows) == CHUNK and not reader.problems:
-            yield _chunk(rows, names, kinds, count - len(rows))
-            rows = []
-        elif reader.problems:
-            rows = []
-    if reader.problems:
-        shown = "\n  ".join(reader.problems[:MOST_PROBLEMS])
-        more = len(reader.problems) - MOST_PROBLEMS
-        raise DataError(
-            f"{where}: {len(reader.problems)} cells cannot be read; nothing was imported\n  {shown}"
-            + (f"\n  ... and {more} more" if more > 0 else "")
-        )
-    if count == 0:
-        raise DataError(f"{where}: expected a row per sample, got none")
+        values = {name: reader.read(count, name, record.get(name)) for name in names}
+        done += 1
+        if reader.bad and skipped is None:
+            rows = []  # nothing will be imported: only look for what else is wrong
+            continue
+        rows.append({"id": count - 1} | values | _about(record))
+        held += sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
+        if (len(rows) >= CHUNK or held >= CHUNK_BYTES) and reader.firsts:
+            _check_said(reader, names, where)
+            yield _chunk(rows, names, kinds, reader)
+            rows, held = [], 0
+    if reader.bad and skipped is None:
+        raise DataError(f"{where}: {in_words(reader.bad)}; nothing was imported\n  {first_of(reader.bad)}")
+    if skipped is not None:
+        skipped += reader.bad
+    if done == 0:
+        raise DataError(f"{where}: expected a row per sample, got none" + (" that can be read" if count else ""))
     if not names:
         raise DataError(f"{where}: expected a column per modality besides {list(ABOUT)}, got none")
     if rows:
-        yield _chunk(rows, names, kinds, count - len(rows))
+        _check_said(reader, names, where)
+        yield _chunk(rows, names, kinds, reader)
+
+
+def _check_said(reader: CellReader, names: Sequence[str], where: str) -> None:
+    if unknown := [name for name in reader.said if name not in names]:
+        raise DataError(f"{where}: no column {unknown} to be read as said, expected some of {list(names)}")
+
+
+def in_words(bad: Sequence[BadCell]) -> str:
+    """How many cells and rows cannot be read."""
+    rows = sum(cell.column is None for cell in bad)
+    parts = [f"{count} {what}" for count, what in ((len(bad) - rows, "cells"), (rows, "whole rows")) if count]
+    return f"{' and '.join(parts)} cannot be read"
+
+
+def first_of(bad: Sequence[BadCell]) -> str:
+    """The first of them, a line each."""
+    more = [f"... and {len(bad) - MOST_PROBLEMS} more"] if len(bad) > MOST_PROBLEMS else []
+    return "\n  ".join([*map(str, bad[:MOST_PROBLEMS]), *more])
+
+
+def list_skipped(bad: Sequence[BadCell], path: Path) -> None:
+    """Write them to a CSV file with the columns row, column and reason."""
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows([("row", "column", "reason"), *((b.row, b.column or "", b.reason) for b in bad)])
 
 
 def _about(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ABOUT if record.get(key) not in (None, "")}
 
 
-def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, start: int) -> Samples:
+def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, reader: CellReader) -> Samples:
     columns = {name: [row.get(name) for row in rows] for name in names}
     seen = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     about = {
         key: [row.get(key) for row in rows] for key in ("label", "split", "group") if any(key in row for row in rows)
     }
-    chosen = {name: kind for name, kind in (kinds or {}).items() if name in seen}
+    present = {}
     if not seen:  # nothing but gaps in this chunk: keep the samples, they may have labels
-        seen = {names[0]: [None] * len(rows)}
-    return Samples.of(seen, kinds=chosen, ids=[row.get("id", start + i) for i, row in enumerate(rows)], **about)
-
-
-class _CellReader:
-    """Reads cells and remembers what was wrong; each column keeps the type and shape of its first value."""
-
-    def __init__(self, folder: Path | None, nan_as_missing: bool):
-        self.folder = folder
-        self.nan_as_missing = nan_as_missing
-        self.shapes: dict[str, tuple[int, ...] | None] = {}  # None = text
-        self.problems: list[str] = []
-
-    def problem(self, row: int, name: str | None, reason: str) -> None:
-        self.problems.append(f"row {row}" + (f", column {name!r}" if name else "") + f": {reason}")
-
-    def read(self, row: int, name: str, cell: Any) -> np.ndarray | str | None:
-        if cell is None or (isinstance(cell, str) and cell == ""):
-            return None
-        try:
-            value = self._value(cell, text=name in self.shapes and self.shapes[name] is None)
-        except NOT_AN_ARRAY as error:
-            self.problem(row, name, str(error))
-            return None
-        if isinstance(value, np.ndarray):
-            finite = np.isfinite(value)
-            if not finite.all():
-                if not (self.nan_as_missing and np.isnan(value).all()):
-                    self.problem(row, name, f"NaN or inf in {int((~finite).sum())} of {value.size} numbers")
-                return None
-        shape = None if isinstance(value, str) else value.shape
-        first = self.shapes.setdefault(name, shape)
-        if shape != first:
-            said = {True: "text", False: f"numbers of shape {shape}"}[shape is None]
-            expected = {True: "text", False: f"numbers of shape {first}"}[first is None]
-            self.problem(row, name, f"expected {expected} as in the first row that has one, got {said}")
-            return None
-        return value
-
-    def _value(self, cell: Any, text: bool) -> np.ndarray | str:
-        if isinstance(cell, str):
-            if text:
-                return cell
-            if cell.lstrip().startswith("["):
-                cell = json.loads(cell)
-            elif cell.endswith(".npy") and self.folder is not None:
-                return _numbers(self._load(cell))
-            elif _is_number(cell):
-                raise ValueError(
-                    f"a single number ({cell}) is no modality; write [{cell}], or leave it out with --modalities"
-                )
-            else:
-                return cell
-        return _numbers(cell)
-
-    def _load(self, name: str) -> np.ndarray:
-        root = self.folder.resolve()
-        file = (root / name).resolve()
-        if not file.is_relative_to(root):
-            raise ValueError(f"{name} leaves the folder of the manifest; only files in or below it are read")
-        if not file.is_file():
-            raise ValueError(f"{name}: no such file")
-        return np.load(file, allow_pickle=False)
-
-
-def _numbers(cell: Any) -> np.ndarray:
-    if hasattr(cell, "detach"):  # a torch tensor, without importing torch for it
-        cell = cell.detach().cpu().numpy()
-    array = np.asarray(cell)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"expected numbers or text, got {type(cell).__name__}")
-    if array.ndim == 0:
-        raise ValueError(f"a single number ({cell}) is no modality; write [{cell}], or leave it out")
-    if array.size == 0:
-        raise ValueError("expected at least one number, got an empty list")
-    return array
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        name, value = next(iter(reader.firsts.items()), (names[0], ""))
+        seen, present = {name: np.stack([value] * len(rows))}, {name: np.zeros(len(rows), bool)}
+        if isinstance(value, str):
+            seen, present = {name: [None] * len(rows)}, {}
+    chosen = {name: kind for name, kind in (kinds or {}).items() if name in seen}
+    samples = Samples.of(seen, present=present, kinds=chosen, ids=[row["id"] for row in rows], **about)
+    for name in seen.keys() & reader.readings.keys():
+        samples.columns[name] = replace(samples.columns[name], reading=str(reader.readings[name]))
+    return samples
 
 
 def _csv_rows(source: Path) -> Iterator[dict[str, str] | str]:

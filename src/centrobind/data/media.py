@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class Limits:
     numbers: int = 2**22  # of a series
     characters: int = 100_000  # of a text
 
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Limits:
+        """The usual ones, but for those given as text; DataError for a name or a number that is none."""
+        known = {field.name for field in fields(cls)}
+        for name, value in given.items():
+            if name not in known or not value.isdecimal() or int(value) == 0:
+                raise DataError(f"limit {name}={value}: expected one of {sorted(known)} and a whole number above 0")
+        return cls(**{name: int(value) for name, value in given.items()})
+
 
 LIMITS = Limits()
 
@@ -45,24 +55,13 @@ def decode_image(
     Turned upright as its EXIF says, the largest middle part of the wanted proportions, made smaller or larger to H x W;
     transparent parts become white, of an animation only the first frame counts. Raises DataError.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    if len(shape) not in (2, 3) or (shape[2:] or (1,))[0] not in MODES or min(shape) < 1:
-        raise DataError(f"a picture has shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {tuple(shape)}")
-    height, width = shape[:2]
-    mode = MODES[shape[2] if len(shape) == 3 else 1]
+    _check_picture_shape(shape)
     content = contents(source, limits)
     try:
         with Image.open(io.BytesIO(content), formats=PICTURES) as picture:
-            if picture.width * picture.height > limits.pixels:
-                raise DataError(
-                    f"{picture.width} x {picture.height} pixels, more than the {limits.pixels:,} that are decoded"
-                )
-            picture.draft(None, (2 * max(height, width),) * 2)  # a JPEG at a half, a quarter or an eighth, if that does
-            upright = _eight_bits(picture)
-            ImageOps.exif_transpose(upright, in_place=True)
-            fitted = ImageOps.fit(_in_mode(upright, mode), (width, height), Image.Resampling.LANCZOS)
-            return np.array(fitted, np.uint8).reshape(shape)
+            return fit_picture(picture, shape, limits)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"more pixels than the {limits.pixels:,} that are decoded") from None
     except Image.UnidentifiedImageError:
@@ -71,6 +70,27 @@ def decode_image(
         raise
     except Exception as error:  # a decoder fed with arbitrary bytes raises whatever it stumbles over
         raise DataError(f"a broken picture ({_short(error)})") from None
+
+
+def fit_picture(picture: Any, shape: tuple[int, ...], limits: Limits = LIMITS) -> np.ndarray:
+    """The same for a picture that pillow has opened, which is changed on the way."""
+    from PIL import Image, ImageOps
+
+    _check_picture_shape(shape)
+    height, width = shape[:2]
+    if picture.width * picture.height > limits.pixels:
+        raise DataError(f"{picture.width} x {picture.height} pixels, more than the {limits.pixels:,} that are decoded")
+    picture.draft(None, (2 * max(height, width),) * 2)  # a JPEG at a half, a quarter or an eighth, if that does
+    upright = _eight_bits(picture)
+    ImageOps.exif_transpose(upright, in_place=True)
+    mode = MODES[shape[2] if len(shape) == 3 else 1]
+    fitted = ImageOps.fit(_in_mode(upright, mode), (width, height), Image.Resampling.LANCZOS)
+    return np.array(fitted, np.uint8).reshape(shape)
+
+
+def _check_picture_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 3) or (shape[2:] or (1,))[0] not in MODES or min(shape) < 1:
+        raise DataError(f"a picture has shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {tuple(shape)}")
 
 
 def _eight_bits(picture: Any) -> Any:

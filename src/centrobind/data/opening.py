@@ -48,7 +48,7 @@ def open_store(path: str | Path, *, verify: bool = False) -> Samples:
         )
         if len(values) != about["values"] or (count and rows.max() >= len(values)) or (count and rows.min() < -1):
             raise StoreError(f"{path}: rows_{name}.npy points outside x_{name}.npy; import the data again")
-        columns[name] = Column(values, rows, about["kind"])
+        columns[name] = Column(values, rows, about["kind"], about.get("reading", ""))
     ids = _strings(path, "ids", "ids_offsets")
     if len(ids) != count:
         raise StoreError(f"{path}: expected {count} ids, found {len(ids)}; import the data again")
@@ -85,7 +85,10 @@ def _read_meta(path: Path) -> dict:
             and meta["samples"] > 0
             and len(meta["modalities"]) > 0
             and all(
-                NAME.fullmatch(name) and about["kind"] in KINDS and type(about["values"]) is int
+                NAME.fullmatch(name)
+                and about["kind"] in KINDS
+                and type(about["values"]) is int
+                and type(about.get("reading", "")) is str  # stores of the first centrobinds have none
                 for name, about in meta["modalities"].items()
             )
             and all(

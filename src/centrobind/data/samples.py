@@ -121,6 +121,7 @@ class Column:
     values: np.ndarray | Strings  # (rows, ...)
     rows: np.ndarray  # (N,) int32, -1 = missing
     kind: str  # one of KINDS
+    reading: str = ""  # how the files it came from were decoded, "image:64x64x3": a query has to be decoded alike
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.shape))

@@ -37,22 +37,47 @@ def decode_sound(
     Channels are averaged, the rate becomes 16,000; what is longer is cut, what is shorter ends in silence. Raises
     DataError.
     """
-    if len(shape) != 2 or shape[0] < 1 or not 1 <= shape[1] <= MOST_BANDS:
-        raise DataError(f"a sound has shape (frames, bands up to {MOST_BANDS}), not {tuple(shape)}")
-    wave = decode_wave(source, (shape[0] * HOP,), limits=limits)
-    return log_mel(torch.from_numpy(wave), shape[1]).numpy()
+    _check_shape(shape, 2)
+    return fit_wave(*_decoded(source, shape[0] * HOP, limits), shape)
 
 
 def decode_wave(source: bytes | str | Path, shape: tuple[int] = (64_000,), *, limits: Limits = LIMITS) -> np.ndarray:
     """The same files -> float32 of `shape` (samples,): the wave itself, one channel at 16,000 samples a second."""
-    if len(shape) != 1 or shape[0] < 1:
+    _check_shape(shape, 1)
+    return fit_wave(*_decoded(source, shape[0], limits), shape)
+
+
+def fit_wave(wave: np.ndarray, rate: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A decoded wave, (samples,) or (samples, channels) -> (samples,) at 16,000 a second, or (frames, bands)."""
+    _check_shape(shape, len(shape))
+    if wave.ndim not in (1, 2) or wave.size == 0:
+        raise DataError("a sound without samples" if wave.size == 0 else f"a wave of shape {wave.shape}")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"{rate} samples a second, expected {RATES[0]:,} to {RATES[1]:,}")
+    if not np.isfinite(wave).all():
+        raise DataError("a sound with NaN or inf in its samples")
+    wanted = shape[0] if len(shape) == 1 else shape[0] * HOP
+    needed = wave[: -(-wanted * rate // RATE) + 1]
+    wave = resampled(needed.mean(1) if needed.ndim == 2 else needed, rate)[:wanted]
+    wave = np.pad(wave, (0, wanted - len(wave)))
+    return wave if len(shape) == 1 else log_mel(torch.from_numpy(wave), shape[1]).numpy()
+
+
+def _check_shape(shape: tuple[int, ...], axes: int) -> None:
+    if axes == 1 and (len(shape) != 1 or shape[0] < 1):
         raise DataError(f"a wave has shape (samples,), not {tuple(shape)}")
+    if axes != 1 and (len(shape) != 2 or shape[0] < 1 or not 1 <= shape[1] <= MOST_BANDS):
+        raise DataError(f"a sound has shape (frames, bands up to {MOST_BANDS}), not {tuple(shape)}")
+
+
+def _decoded(source: bytes | str | Path, samples: int, limits: Limits) -> tuple[np.ndarray, int]:
+    """As many moments as so many samples at 16,000 a second need, (moments, channels), and their own rate."""
     soundfile = extra("soundfile", of="audio", to="reading sound")
     content = contents(source, limits)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             _check(file, limits)
-            wanted = min(-(-shape[0] * file.samplerate // RATE) + 1, file.frames)  # never more than is needed
+            wanted = min(-(-samples * file.samplerate // RATE) + 1, file.frames)  # never more than is needed
             wave = file.read(wanted, dtype="float32", always_2d=True)
             rate, short = file.samplerate, file.format != "MP3" and len(wave) < wanted  # an MP3 only guesses its length
     except DataError:
@@ -60,21 +85,14 @@ def decode_wave(source: bytes | str | Path, shape: tuple[int] = (64_000,), *, li
     except Exception as error:  # a decoder fed with arbitrary bytes raises whatever it stumbles over
         said = " ".join(str(error).split())[:100]
         raise DataError(f"not a sound of a kind that is read (WAV, FLAC, OGG, MP3), or broken ({said})") from None
-    if len(wave) == 0:
-        raise DataError("a sound without samples")
     if short:
         raise DataError(f"{len(wave)} samples where {wanted} are promised; is it truncated?")
-    if not np.isfinite(wave).all():
-        raise DataError("a sound with NaN or inf in its samples")
-    wave = resampled(wave.mean(1), rate)[: shape[0]]
-    return np.pad(wave, (0, shape[0] - len(wave)))
+    return wave, rate
 
 
 def _check(file: Any, limits: Limits) -> None:
     if file.format not in FORMATS:
         raise DataError(f"a {file.format} file; sounds that are read are WAV, FLAC, OGG and MP3")
-    if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise DataError(f"{file.samplerate} samples a second, expected {RATES[0]:,} to {RATES[1]:,}")
     if file.frames <= 0:
         raise DataError("a sound without samples")
     if file.frames > limits.seconds * file.samplerate:

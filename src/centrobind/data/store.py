@@ -111,6 +111,7 @@ class StoreWriter:
         self.folder = folder
         self.files: dict[str, _NpyFile] = {}
         self.kinds: dict[str, str] = {}
+        self.readings: dict[str, str] = {}
         self.written: dict[str, int] = {}  # modality -> values so far
         self.text_end: dict[str, int] = {}  # text modality -> bytes so far
         self.categories: dict[str, dict[str, int]] = {}
@@ -122,6 +123,7 @@ class StoreWriter:
         for name, column in chunk.columns.items():
             if name not in self.kinds:
                 self._start(name, column.kind)
+            self.readings.setdefault(name, column.reading)
         for name, kind in self.kinds.items():
             self._append_column(name, kind, chunk)
         self._append_ids(chunk.ids)
@@ -220,7 +222,10 @@ class StoreWriter:
             "format": FORMAT,
             "version": VERSION,
             "samples": self.count,
-            "modalities": {name: {"kind": kind, "values": self.written[name]} for name, kind in self.kinds.items()},
+            "modalities": {
+                name: {"kind": kind, "values": self.written[name], "reading": self.readings[name]}
+                for name, kind in self.kinds.items()
+            },
             "categories": {what: list(names) for what, names in self.categories.items()},
             "files": files,
         }

@@ -1,0 +1,229 @@
+"""One cell of a table -> one value: text, numbers, or what is in the file that it names.
+
+How a column is read follows from its first cell, or is said: "image:64x64x3", "sound:400x64", "wave:64000",
+"series:128", "text". Whatever is wrong with a cell is remembered by row and column, so that all of it can be mended
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text, fit_picture
+from centrobind.data.samples import NAME, NOT_AN_ARRAY
+from centrobind.data.sound import decode_sound, decode_wave, fit_wave
+from centrobind.errors import DataError, ExtraError
+
+# Ways to read a file, and the shape of what comes out where none is said; None = as it is in the file.
+DECODERS: dict[str, tuple[Callable[..., np.ndarray | str], tuple[int, ...] | None]] = {
+    "image": (decode_image, (64, 64, 3)),
+    "sound": (decode_sound, (400, 64)),
+    "wave": (decode_wave, (64_000,)),
+    "series": (decode_series, None),
+    "array": (decode_npy, None),
+    "text": (decode_text, None),
+}
+ENDINGS = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "image"),
+    **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), "sound"),
+    **dict.fromkeys((".csv", ".tsv"), "series"),
+    ".npy": "array",
+    ".txt": "text",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a column become samples of one shape; as text "image:64x64x3"."""
+
+    how: str  # one of DECODERS
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, text: str) -> Reading:
+        """From its text; DataError if it is none."""
+        how, colon, sizes = text.partition(":")
+        if how not in DECODERS or how == "array":
+            raise DataError(f"read as {text!r}: expected one of {[way for way in DECODERS if way != 'array']}")
+        if colon and (how == "text" or not re.fullmatch(r"\d{1,9}(x\d{1,9}){0,3}", sizes)):
+            raise DataError(
+                f"read as {text!r}: expected a shape after the colon, such as image:64x64x3 or sound:400x64"
+            )
+        return cls(how, tuple(map(int, sizes.split("x"))) if colon else DECODERS[how][1])
+
+    def __str__(self) -> str:
+        return self.how + (":" + "x".join(map(str, self.shape)) if self.shape else "")
+
+    def decode(self, source: bytes | str | Path, limits: Limits = LIMITS) -> np.ndarray | str:
+        """The value in a file; DataError says why there is none."""
+        decoder, _ = DECODERS[self.how]
+        if self.how in ("text", "array"):
+            return decoder(source, limits=limits)
+        return decoder(source, self.shape, limits=limits)
+
+
+@dataclass(frozen=True)
+class BadCell:
+    """A cell that cannot be read, and why; `column` is None where the whole row cannot."""
+
+    row: int  # from 1, without the heading
+    column: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}" + (f", column {self.column!r}" if self.column else "") + f": {self.reason}"
+
+
+class CellReader:
+    """Reads cells and remembers what was wrong; each column keeps the way, type and shape of its first value."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        nan_as_missing: bool = False,
+        readings: Mapping[str, str] | None = None,
+        limits: Limits = LIMITS,
+    ):
+        self.folder = folder
+        self.nan_as_missing = nan_as_missing
+        self.limits = limits
+        self.said = {name: Reading.of(text) for name, text in (readings or {}).items()}
+        self.readings: dict[str, Reading] = {}  # of the columns whose cells name files
+        self.firsts: dict[str, np.ndarray | str] = {}  # the first value of each column
+        self.bad: list[BadCell] = []
+
+    def read(self, row: int, name: str, cell: Any) -> np.ndarray | str | None:
+        """The value of a cell; None where it is empty, or bad."""
+        if cell is None or (isinstance(cell, str) and cell == ""):
+            return None
+        try:
+            value = self._value(name, cell)
+            self._check(name, value)
+        except ExtraError:  # one package is missing, not a thousand cells wrong
+            raise
+        except NOT_AN_ARRAY as error:
+            self.bad.append(BadCell(row, name, str(error)))
+            return None
+        if isinstance(value, np.ndarray) and self.nan_as_missing and np.isnan(value).all():
+            return None
+        self.firsts.setdefault(name, value)
+        return value
+
+    def _check(self, name: str, value: np.ndarray | str) -> None:
+        if not NAME.fullmatch(name):
+            raise DataError("no name for a modality; expected a letter, then letters, digits, _ or -, at most 64")
+        if isinstance(value, np.ndarray):
+            finite = np.isfinite(value)
+            if not finite.all() and not (self.nan_as_missing and np.isnan(value).all()):
+                raise DataError(f"NaN or inf in {int((~finite).sum())} of {value.size} numbers")
+        got, expected = (_looks(known) for known in (value, self.firsts.get(name, value)))
+        if got != expected:
+            files = name in self.readings and self.readings[name].how in ("series", "array")
+            hint = f"; --read {name}=series:64 brings series to one length" if files else ""
+            raise DataError(f"expected {expected} as in the first row that has one, got {got}{hint}")
+
+    def _value(self, name: str, cell: Any) -> np.ndarray | str:
+        reading = self.said.get(name) or self.readings.get(name)
+        if isinstance(cell, str):
+            if isinstance(self.firsts.get(name), str) and name not in self.readings:
+                return cell
+            if reading is not None and reading == self.said.get(name) and reading.how == "text":
+                return cell  # said to be text, whatever it ends in
+            if cell.lstrip().startswith("["):
+                return numbers(json.loads(cell))
+            ending = Path(cell).suffix.lower()
+            if self.folder is not None and (ending in ENDINGS or (reading and reading.how != "text")):
+                return self._file(name, cell, reading, ending)
+            if _is_number(cell):
+                raise DataError(
+                    f"a single number ({cell}) is no modality; write [{cell}], or leave it out with --modalities"
+                )
+            return cell
+        if isinstance(cell, Mapping) and "array" not in cell and ("bytes" in cell or "path" in cell):
+            return self._packed(name, cell, reading)
+        return self._object(name, cell, reading)
+
+    def _file(self, name: str, cell: str, reading: Reading | None, ending: str) -> np.ndarray | str:
+        """What is in a file of the manifest's folder; the first of a column says how the others are read."""
+        if reading is None:
+            if ending not in ENDINGS:
+                raise DataError(f"{cell}: expected the ending {', '.join(ENDINGS)}")
+            reading = Reading(ENDINGS[ending], DECODERS[ENDINGS[ending]][1])
+        self.readings.setdefault(name, reading)
+        try:
+            return reading.decode(self._path(cell), self.limits)
+        except ExtraError:
+            raise
+        except DataError as error:
+            raise DataError(f"{cell}: {error}") from None
+
+    def _path(self, cell: str) -> Path:
+        if re.match(r"[a-z][a-z0-9+.-]*://", cell):
+            raise DataError("an address on the net; download it first, files are read from the manifest's folder")
+        root = self.folder.resolve()
+        file = (root / cell).resolve()  # follows links, so that none leads out
+        if not file.is_relative_to(root):
+            raise DataError("leaves the folder of the manifest; only files in or below it are read")
+        return file
+
+    def _packed(self, name: str, cell: Mapping, reading: Reading | None) -> np.ndarray | str:
+        """A file inside a Parquet table or a Hugging Face dataset: {"bytes": ..., "path": its name}."""
+        path, content = cell.get("path"), cell.get("bytes")
+        ending = Path(path or "").suffix.lower()
+        if content is None:
+            if path is None:
+                raise DataError("expected bytes or a path, got neither")
+            if self.folder is not None:
+                return self._file(name, path, reading, ending)
+            content = Path(path)  # a dataset's own cache
+        if reading is None:
+            how = ENDINGS.get(ending) or "image"  # packed pictures often come without a name
+            reading = Reading(how, DECODERS[how][1])
+        self.readings.setdefault(name, reading)
+        return reading.decode(content, self.limits)
+
+    def _object(self, name: str, cell: Any, reading: Reading | None) -> np.ndarray:
+        """Numbers, or a picture or a sound that somebody decoded already."""
+        if hasattr(cell, "getbands"):  # pillow's
+            reading = reading or Reading("image", DECODERS["image"][1])
+            self.readings.setdefault(name, reading)
+            return fit_picture(cell, reading.shape, self.limits)
+        if isinstance(cell, Mapping) and {"array", "sampling_rate"} <= set(cell):
+            reading = reading or Reading("sound", DECODERS["sound"][1])
+            self.readings.setdefault(name, reading)
+            return fit_wave(np.asarray(cell["array"]), int(cell["sampling_rate"]), reading.shape)
+        return numbers(cell)
+
+
+def numbers(cell: Any) -> np.ndarray:
+    """A list, an array or a tensor as an array; DataError if it is no such thing."""
+    if hasattr(cell, "detach"):  # a torch tensor, without importing torch for it
+        cell = cell.detach().cpu().numpy()
+    array = np.asarray(cell)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"expected numbers or text, got {type(cell).__name__}")
+    if array.ndim == 0:
+        raise DataError(f"a single number ({cell}) is no modality; write [{cell}], or leave it out")
+    if array.size == 0:
+        raise DataError("expected at least one number, got an empty list")
+    return array
+
+
+def _looks(value: np.ndarray | str) -> str:
+    return "text" if isinstance(value, str) else f"numbers of shape {value.shape}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
