@@ -22,7 +22,7 @@ diagnosis tables plots report arena demo serve cli __main__
 INSIDE = {
     "data": "samples store opening media sound cells importing batches inspecting".split(),
     "index": "topk segments exact asking opening".split(),
-    "serve": "atlas values gallery guard description api app".split(),
+    "serve": "atlas values gallery guard description api app command".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -93,7 +93,7 @@ def test_command_line():
     commands = typer.main.get_command(app).commands
     found = {name: sorted(o for p in command.params for o in p.opts) for name, command in commands.items()}
     assert found == {
-        "demo": ["--force", "--out", "--quick", "--seed"],
+        "demo": ["--force", "--out", "--quick", "--seed", "--serve"],
         "import": "--force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
         "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],
@@ -101,6 +101,18 @@ def test_command_line():
         "evaluate": ["--out", "--split", "run", "store"],
         "diagnose": ["--json", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
+        "serve": [
+            "--allow-host",
+            "--cache",
+            "--host",
+            "--index",
+            "--open",
+            "--port",
+            "--split",
+            "--token",
+            "run",
+            "store",
+        ],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],
     }
 

@@ -86,7 +86,7 @@ def make_api(gallery: Gallery) -> Starlette:
         asked, uploads = await _asked(request)
         options = _options(asked)
         parts, minus = await compute(_parts, gallery, asked, uploads)
-        return JSONResponse({"hits": await compute(gallery.search, parts, minus, **options)})
+        return JSONResponse(await compute(gallery.search, parts, minus, **options))
 
     async def embed(request: Request) -> Response:
         asked, uploads = await _asked(request)
@@ -166,12 +166,16 @@ def _options(asked: dict[str, Any]) -> dict[str, Any]:
     want, k, where = asked.get("want"), asked.get("k", 12), asked.get("where") or {}
     if unknown:
         raise HTTPException(400, f"unknown {unknown}, expected query, minus, want, k or where")
-    if want is not None and not (isinstance(want, list) and 0 < len(want) <= 64 and all(isinstance(one, str) for one in want)):
+    if want is not None and not (
+        isinstance(want, list) and 0 < len(want) <= 64 and all(isinstance(one, str) for one in want)
+    ):
         raise HTTPException(400, "want: expected a list of modalities")
     if type(k) is not int or not 1 <= k <= MOST_HITS:
         raise HTTPException(400, f"k: expected a number from 1 to {MOST_HITS}")
     names = where.values() if isinstance(where, dict) else [0]
-    if not all(isinstance(one, str) or (isinstance(one, list) and all(isinstance(o, str) for o in one)) for one in names):
+    if not all(
+        isinstance(one, str) or (isinstance(one, list) and all(isinstance(o, str) for o in one)) for one in names
+    ):
         raise HTTPException(400, 'where: expected categories, such as {"label": "GREEK"} or {"split": ["test"]}')
     return {"want": want, "k": k, "where": where}
 
@@ -203,7 +207,9 @@ def _part(gallery: Gallery, given: dict[str, Any], uploads: dict[str, bytes]) ->
         if way != "file":
             return Part(modality, from_json(said, column))
         if not isinstance(said, str) or said not in uploads:
-            raise DataError(f"file: expected the name of one of the form's files {sorted(uploads)[:8]}, got {said!r:.60}")
+            raise DataError(
+                f"file: expected the name of one of the form's files {sorted(uploads)[:8]}, got {said!r:.60}"
+            )
         return Part(modality, from_upload(uploads[said], column))
     except DataError as error:
         raise DataError(f"{modality}: {error}") from None

@@ -31,6 +31,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def needed() -> None:
+    """Raises ExtraError if a package of the extra `serve` is not there."""
+    for module in ("starlette", "uvicorn", "python_multipart"):
+        extra(module, of="serve", to="serving")
+
+
 def make_app(
     gallery: Gallery,
     *,
@@ -43,8 +49,7 @@ def make_app(
 
     Raises ExtraError without starlette, RunError for an address that others can reach and no token.
     """
-    for module in ("starlette", "python_multipart"):
-        extra(module, of="serve", to="the page")
+    needed()
     from centrobind.serve.api import make_api
 
     if token is None and not is_loopback(host):
@@ -69,7 +74,7 @@ def serve(
     `port` 0 takes a free one. Beyond loopback a token is made up where none is given. Raises RunError for a port that
     is taken, ExtraError without the extra.
     """
-    uvicorn = extra("uvicorn", of="serve", to="the page")
+    uvicorn = extra("uvicorn", of="serve", to="serving")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
     app = make_app(gallery, host=host, token=token, allow=allow)
@@ -104,7 +109,9 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens from here on: whoever reads the printed address can use it at once."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -130,5 +137,3 @@ def _protocol() -> type:
                 self.transport.close()
 
     return Protocol
-
-

@@ -24,15 +24,23 @@ def describe(about: dict[str, Any]) -> dict[str, Any]:
             "/api/value/{modality}/{id}": _value(names),
             "/api/search": _post("The nearest samples in each modality", _ref("Found")),
             "/api/embed": _post("Where a query lies in the space: its unit vector", _ref("Vector")),
-            "/api/report": _get("Retrieval in every direction, geometry, findings (the first call takes seconds)", _ref("Report")),
+            "/api/report": _get(
+                "Retrieval in every direction, geometry, findings (the first call takes seconds)", _ref("Report")
+            ),
             "/api/openapi.json": _get("This description", {"type": "object"}),
         },
-        "components": {"schemas": _schemas(about, names), "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": _schemas(about, names),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
 def _get(summary: str, schema: dict[str, Any], parameters: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    operation = {"summary": summary, "responses": {"200": _json(summary, schema), "4XX": _json("A mistake, and which", _ref("Error"))}}
+    operation = {
+        "summary": summary,
+        "responses": {"200": _json(summary, schema), "4XX": _json("A mistake, and which", _ref("Error"))},
+    }
     return {"get": operation | ({"parameters": parameters} if parameters else {})}
 
 
@@ -40,24 +48,39 @@ def _post(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
     form = {
         "type": "object",
         "required": ["query"],
-        "properties": {"query": {"type": "string", "description": "the same JSON as text; its parts name files of the form"}},
+        "properties": {
+            "query": {"type": "string", "description": "the same JSON as text; its parts name files of the form"}
+        },
         "additionalProperties": {"type": "string", "format": "binary"},
     }
-    body = {"required": True, "content": {"application/json": {"schema": _ref("Query")}, "multipart/form-data": {"schema": form}}}
+    body = {
+        "required": True,
+        "content": {"application/json": {"schema": _ref("Query")}, "multipart/form-data": {"schema": form}},
+    }
     answers = {"200": _json(summary, schema), "4XX": _json("A mistake, and which", _ref("Error"))}
     return {"post": {"summary": summary, "requestBody": body, "responses": answers}}
 
 
 def _value(names: list[str]) -> dict[str, Any]:
     modality = {"name": "modality", "in": "path", "required": True, "schema": {"enum": names}}
-    sketch = {"name": "as", "in": "query", "schema": {"enum": ["value", "sketch"]}, "description": "sketch: a sound as a picture"}
+    sketch = {
+        "name": "as",
+        "in": "query",
+        "schema": {"enum": ["value", "sketch"]},
+        "description": "sketch: a sound as a picture",
+    }
     kinds = ("image/png", "audio/wav", "text/plain", "application/json")
-    found = {"description": "The value: PNG, WAV, text, or JSON for series and vectors", "content": {kind: {} for kind in kinds}}
-    return {"get": {
-        "summary": "The value of a sample in one modality",
-        "parameters": [modality, _id(), sketch],
-        "responses": {"200": found, "4XX": _json("A mistake, and which", _ref("Error"))},
-    }}
+    found = {
+        "description": "The value: PNG, WAV, text, or JSON for series and vectors",
+        "content": {kind: {} for kind in kinds},
+    }
+    return {
+        "get": {
+            "summary": "The value of a sample in one modality",
+            "parameters": [modality, _id(), sketch],
+            "responses": {"200": found, "4XX": _json("A mistake, and which", _ref("Error"))},
+        }
+    }
 
 
 def _schemas(about: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -66,7 +89,8 @@ def _schemas(about: dict[str, Any], names: list[str]) -> dict[str, Any]:
     modality = {"type": "string", "enum": names}
     part = _object(
         {
-            "modality": modality | {"description": "which the value belongs to; with id, absent means all the sample has"},
+            "modality": modality
+            | {"description": "which the value belongs to; with id, absent means all the sample has"},
             "id": text | {"description": "a sample that is there"},
             "text": text,
             "values": {"type": "array", "description": "nested lists of numbers of the modality's shape"},
@@ -76,6 +100,7 @@ def _schemas(about: dict[str, Any], names: list[str]) -> dict[str, Any]:
     )
     category = {"oneOf": [text, texts]}
     card = {"id": text, "label": _or_null(text), "caption": _or_null(text)}
+    found = {"type": "array", "items": _object(card | {"score": number | {"description": "cosine"}})}
     return {
         "Query": _object(
             {
@@ -87,22 +112,68 @@ def _schemas(about: dict[str, Any], names: list[str]) -> dict[str, Any]:
             },
             required=["query"],
         ),
-        "Found": _object({"hits": {"type": "object", "additionalProperties": {"type": "array", "items": _object(card | {"score": number})}}}),
-        "Vector": _object({"vector": numbers | {"minItems": about["dim"], "maxItems": about["dim"]}, "fingerprint": text}),
+        "Found": _object({"hits": {"type": "object", "additionalProperties": found}, "samples": found}),
+        "Vector": _object(
+            {"vector": numbers | {"minItems": about["dim"], "maxItems": about["dim"]}, "fingerprint": text}
+        ),
         "Sample": _object(card | {"split": _or_null(text), "modalities": texts}),
-        "About": _object({
-            "name": text, "fingerprint": text, "dim": whole, "samples": whole, "labels": texts, "splits": texts, "page": {"type": "boolean"},
-            "modalities": {"type": "array", "items": _object({"name": text, "shows": {"enum": ["image", "sound", "series", "text", "numbers"]}, "kind": text, "shape": wholes, "present": whole})},
-            "map": _object({"points": whole, "share_kept": _or_null(number)}),
-        }),
-        "Points": _object({"ids": texts, "label": wholes, "split": wholes, "x": numbers, "y": numbers, "sample": wholes, "modality": wholes, "kept": wholes}),
-        "Report": _object({"samples": whole, "split": _or_null(text), "objective": _or_null({"type": "object"}), "findings": texts, "matrix": {"type": "object"}, "geometry": {"type": "object"}}),
+        "About": _object(
+            {
+                "name": text,
+                "fingerprint": text,
+                "dim": whole,
+                "samples": whole,
+                "labels": texts,
+                "splits": texts,
+                "page": {"type": "boolean"},
+                "modalities": {
+                    "type": "array",
+                    "items": _object(
+                        {
+                            "name": text,
+                            "shows": {"enum": ["image", "sound", "series", "text", "numbers"]},
+                            "kind": text,
+                            "shape": wholes,
+                            "present": whole,
+                        }
+                    ),
+                },
+                "map": _object({"points": whole, "share_kept": _or_null(number)}),
+            }
+        ),
+        "Points": _object(
+            {
+                "ids": texts,
+                "label": wholes,
+                "split": wholes,
+                "x": numbers,
+                "y": numbers,
+                "sample": wholes,
+                "modality": wholes,
+                "kept": wholes,
+            }
+        ),
+        "Report": _object(
+            {
+                "samples": whole,
+                "split": _or_null(text),
+                "objective": _or_null({"type": "object"}),
+                "findings": texts,
+                "matrix": {"type": "object"},
+                "geometry": {"type": "object"},
+            }
+        ),
         "Error": _object({"error": text}),
     }
 
 
 def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties) if required is None else required, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+        "additionalProperties": False,
+    }
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:

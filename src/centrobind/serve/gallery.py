@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from centrobind.types import unit
 
 MOST_MEASURED = 4000  # samples that the report looks at
 CAPTION = 200  # letters
+CANDIDATES = 200  # of each modality, for the samples that are nearest in all of them together
 
 
 @dataclass(frozen=True)
@@ -176,23 +177,44 @@ class Gallery:
         want: Sequence[str] | None = None,
         k: int = 12,
         where: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[dict[str, Any]]]:
-        """The k nearest samples in each wanted modality. What was asked with is not found again in its own modality."""
+    ) -> dict[str, Any]:
+        """`hits`, the k nearest in each wanted modality, and `samples`, the k nearest in all of these together.
+
+        What was asked with is not found again in its own modality.
+        """
         vector = self.query(parts, minus)
         own = {(part.id, part.modality) for part in parts if part.id is not None}
-        found = {}
-        for modality in self.modalities if want is None else want:
+        names = list(self.modalities if want is None else want)
+        wide = {}
+        for modality in names:
             self.column(modality)
-            hits = self.index.search(vector, want=modality, k=k + len(own), where=where)
-            pairs = [
-                (one, score)
-                for one, score in zip(hits.ids[0], hits.scores[0])
-                if (one, modality) not in own and one in self.row_of
-            ]
-            found[modality] = [
-                {**self._card(self.row_of[one]), "score": round(score, 5)} for one, score in pairs[:k]
-            ]
-        return found
+            found = self.index.search(vector, want=modality, k=max(k + len(own), CANDIDATES), where=where)
+            wide[modality] = [pair for pair in zip(found.ids[0], found.scores[0]) if pair[0] in self.row_of]
+        hits = {
+            modality: [self._hit(*pair) for pair in pairs if (pair[0], modality) not in own][:k]
+            for modality, pairs in wide.items()
+        }
+        return {"hits": hits, "samples": self._together(vector, wide, {part.id for part in parts}, k)}
+
+    def _hit(self, one: str, score: float) -> dict[str, Any]:
+        return {**self._card(self.row_of[one]), "score": round(score, 5)}
+
+    def _together(
+        self, vector: Tensor, wide: Mapping[str, Sequence[tuple[str, float]]], asked: Set[str | None], k: int
+    ) -> list[dict[str, Any]]:
+        """The samples whose centroid over the wanted modalities is nearest, of those near in at least one of them."""
+        ids = list(dict.fromkeys(one for pairs in wide.values() for one, _ in pairs if one not in asked))
+        if not ids:
+            return []
+        rows = np.array([self.row_of[one] for one in ids])
+        total = torch.zeros(len(ids), len(vector))
+        for modality in wide:
+            here = np.flatnonzero(self.samples.columns[modality].present[rows])
+            if len(here):
+                total[here] += self.index.vectors(modality, [ids[place] for place in here])
+        scores = unit(total) @ vector
+        best = scores.sort(descending=True, stable=True).indices[:k].tolist()
+        return [self._hit(ids[place], float(scores[place])) for place in best]
 
     def report(self) -> dict[str, Any]:
         """Retrieval in every direction, geometry and findings, on held-out samples where there are any.

@@ -160,8 +160,11 @@ class Guard:
         if scope["method"] != "GET" and origin is not None and urlsplit(origin).netloc != host:
             raise Refused(403, f"sent by a page of {origin[:80]!r}; only pages of this server may")
         if self.token is not None and not self._knows(scope, headers):
-            raise Refused(401, "expected the token: open the address that `centrobind serve` printed, "
-                               "or send the header Authorization: Bearer TOKEN")
+            raise Refused(
+                401,
+                "expected the token: open the address that `centrobind serve` printed, "
+                "or send the header Authorization: Bearer TOKEN",
+            )
 
     def _knows(self, scope: Scope, headers: Mapping[str, str]) -> bool:
         try:
