@@ -9,6 +9,7 @@ import signal
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from centrobind.errors import RunError
@@ -18,6 +19,7 @@ from centrobind.serve.guard import LOOPBACK, Bounds, Guard
 
 CONNECTIONS = 256  # at a time; more are told to come back (503)
 HEAD_SECONDS = 10.0  # for a new connection to say what it wants
+EVERYWHERE = ("0.0.0.0", "::")
 STOP_SECONDS = 15  # for requests in flight when the server is told to stop
 
 
@@ -55,32 +57,43 @@ def make_app(
     if token is None and not is_loopback(host):
         raise RunError(f"{host} can be reached from other machines; that needs a token")
     names = frozenset(LOOPBACK) | {host, *allow}
-    everywhere = host in ("0.0.0.0", "::")  # nobody can list the names of this machine: there the token has to do
-    return Guard(make_api(gallery), None if everywhere and not allow else names, token, bounds or Bounds())
+    # Nobody can list the names of this machine: for who listens on all of them, the token has to do.
+    return Guard(make_api(gallery), None if host in EVERYWHERE and not allow else names, token, bounds or Bounds())
 
 
-def serve(
+@dataclass(frozen=True)
+class Listening:
+    """A server whose socket is open already: who knows its address can connect, and waits until it runs."""
+
+    server: Any  # uvicorn.Server
+    listener: socket.socket
+    address: str  # with the token, if there is one
+
+    async def run(self) -> None:
+        """Answer until `server.should_exit`; what is being answered then is still answered."""
+        await self.server.serve(sockets=[self.listener])
+
+
+def listen(
     gallery: Gallery,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
     allow: Sequence[str] = (),
-    browse: bool = False,
-    say: Callable[[str], Any] = print,
-) -> None:
-    """Serve until Ctrl-C or SIGTERM; what is being answered then is still answered.
+    bounds: Bounds | None = None,
+) -> Listening:
+    """A server for a gallery; `port` 0 takes a free one, and beyond loopback a token is made up where none is given.
 
-    `port` 0 takes a free one. Beyond loopback a token is made up where none is given. Raises RunError for a port that
-    is taken, ExtraError without the extra.
+    Raises RunError for a port that is taken, ExtraError without the extra.
     """
-    uvicorn = extra("uvicorn", of="serve", to="serving")
+    needed()
+    import uvicorn
+
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
-    app = make_app(gallery, host=host, token=token, allow=allow)
+    app = make_app(gallery, host=host, token=token, allow=allow, bounds=bounds)
     listener = _listen(host, port)
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listener.getsockname()[1]}/" + ("" if token is None else f"?token={token}")
     config = uvicorn.Config(
         app,
         http=_protocol(),
@@ -92,18 +105,25 @@ def serve(
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    server = uvicorn.Server(config)
+    shown = "localhost" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}/" + ("" if token is None else f"?token={token}")
+    return Listening(uvicorn.Server(config), listener, address)
+
+
+def serve(gallery: Gallery, *, browse: bool = False, say: Callable[[str], Any] = print, **options: Any) -> None:
+    """Serve until Ctrl-C or SIGTERM, and then return; options and errors as for `listen`."""
+    listening = listen(gallery, **options)
     # uvicorn stops in order and then raises the signal again; that it should end here, quietly.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        say(f"{gallery.name}: {address}\nCtrl-C stops it.")
+        say(f"{gallery.name}: {listening.address}\nCtrl-C stops it.")
         if browse:
-            webbrowser.open(address)
-        asyncio.run(server.serve(sockets=[listener]))
+            webbrowser.open(listening.address)
+        asyncio.run(listening.run())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        listener.close()
+        listening.listener.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
