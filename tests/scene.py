@@ -38,7 +38,9 @@ def tone_gallery(folder: Path) -> Gallery:
     write_store(folder / "store", read_chunks(write_tones(folder), readings={"sound": "sound:40x48"}))
     samples = open_store(folder / "store")
     encoders = {"sound": {"encoder": "sequence", "channels": 24, "depth": 2}, "name": "bag"}
-    binder = fit(samples, valid=samples, encoders=encoders, dim=24, steps=120, lr=1e-2, augment=0.3, show_progress=False)
+    binder = fit(
+        samples, valid=samples, encoders=encoders, dim=24, steps=120, lr=1e-2, augment=0.3, show_progress=False
+    )
     save(binder, folder / "binder")
     return open_gallery(folder / "binder.safetensors", folder / "store")
 
@@ -62,8 +64,15 @@ def ask(app, method, path, body=b"", *, headers=None, pieces=None, wait=0.0) -> 
     from urllib.parse import unquote
 
     scope = {
-        "type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(), "http_version": "1.1",
-        "query_string": query.encode(), "root_path": "", "scheme": "http", "server": ("localhost", 8000),
+        "type": "http",
+        "method": method,
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "http_version": "1.1",
+        "query_string": query.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "server": ("localhost", 8000),
         "headers": [(name.lower().encode(), value.encode()) for name, value in given.items() if value is not None],
     }
     pending = list(pieces) if pieces is not None else [body]

@@ -18,21 +18,19 @@ import pytest
 import torch
 from PIL import Image
 
-from centrobind import demo
 from centrobind.checkpoint import save
 from centrobind.data import write_store
 from centrobind.errors import DataError, ExtraError, RunError, StoreError
 from centrobind.metrics import retrieval
 from centrobind.model import build_binder
-
-for package in ("starlette", "uvicorn", "python_multipart"):
-    pytest.importorskip(package, reason="needs the extra: pip install 'centrobind[serve]'")
-
 from centrobind.serve.app import is_loopback, listen, make_app
 from centrobind.serve.gallery import Part, open_gallery
 from centrobind.serve.guard import Bounds, Guard
 from conftest import mixed_samples
 from scene import ask, form
+
+for package in ("starlette", "uvicorn", "python_multipart"):
+    pytest.importorskip(package, reason="needs the extra: pip install 'centrobind[serve]'")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,12 @@ def test_what_is_asked_with_is_not_found_in_its_own_modality(world):
 
 def test_search_can_be_narrowed_and_sized(world):
     _, _, app = world
-    query = {"query": [{"modality": "text", "text": "red thing"}], "where": {"label": "1", "split": ["train"]}, "want": ["text"], "k": 3}
+    query = {
+        "query": [{"modality": "text", "text": "red thing"}],
+        "where": {"label": "1", "split": ["train"]},
+        "want": ["text"],
+        "k": 3,
+    }
     found = ask(app, "POST", "/api/search", query).json()
     assert list(found["hits"]) == ["text"] and len(found["hits"]["text"]) == 3
     assert {hit["label"] for hit in found["hits"]["text"]} == {"1"}
@@ -120,7 +123,10 @@ def test_every_kind_of_value_can_ask(world):
         body, headers = form({"query": [{"modality": name, "file": "f"}]}, f=uploads[name](value))
         places = [ask(app, "POST", "/api/embed", body, headers=headers)]
         plain = {"text": value} if name == "text" else {"values": value.tolist()}
-        places += [ask(app, "POST", "/api/embed", {"query": [{"modality": name, **part}]}) for part in (plain, {"id": str(row)})]
+        places += [
+            ask(app, "POST", "/api/embed", {"query": [{"modality": name, **part}]})
+            for part in (plain, {"id": str(row)})
+        ]
         vectors = [place.json()["vector"] for place in places]
         assert np.allclose(vectors[0], vectors[1], atol=1e-5) and np.allclose(vectors[0], vectors[2], atol=1e-5), name
         assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
@@ -164,7 +170,11 @@ def test_the_report_measures_what_was_held_out(world):
 def test_the_page_and_its_files(world):
     _, _, app = world
     page = ask(app, "GET", "/")
-    assert page.status == 200 and "style=" not in page.body.decode() and "http" not in page.body.decode().replace("/api", "")
+    assert (
+        page.status == 200
+        and "style=" not in page.body.decode()
+        and "http" not in page.body.decode().replace("/api", "")
+    )
     import re
 
     for name in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.body.decode()):
@@ -172,7 +182,9 @@ def test_the_page_and_its_files(world):
         assert found.status == 200 and found.body, name
         for other in re.findall(r'from "\./([a-z]+\.js)"', found.body.decode()):
             assert ask(app, "GET", f"/static/{other}").status == 200, other
-        assert "innerHTML" not in found.body.decode() and "://" not in found.body.decode().replace("http://www.w3.org/2000/svg", "")
+        assert "innerHTML" not in found.body.decode() and "://" not in found.body.decode().replace(
+            "http://www.w3.org/2000/svg", ""
+        )
 
 
 def check_schema(value, schema, schemas, where="answer"):
@@ -187,7 +199,15 @@ def check_schema(value, schema, schemas, where="answer"):
             except AssertionError as error:
                 failures.append(error)
         raise AssertionError(f"{where}: {failures}")
-    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)}
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+        "null": type(None),
+    }
     if "type" in schema:
         assert isinstance(value, kinds[schema["type"]]), (where, schema["type"], value)
     if "enum" in schema:
@@ -207,7 +227,7 @@ def check_schema(value, schema, schemas, where="answer"):
 
 
 def test_every_route_is_described_and_answers_as_described(world):
-    _, gallery, app = world
+    _, _, app = world
     said = ask(app, "GET", "/api/openapi.json").json()
     routes = {route.path.replace(":path", "") for route in app.app.routes if route.path.startswith("/api")}
     assert set(said["paths"]) == routes
@@ -281,7 +301,9 @@ def test_a_mistake_is_said_in_words(world, name):
         body, headers = body
     for path in ("/api/search", "/api/embed"):
         answer = ask(app, "POST", path, body, headers=headers)
-        if path == "/api/embed" and ("want" in name or "k" in name.split() or "where" in name or "category" in name or "unknown key" in name):
+        if path == "/api/embed" and (
+            "want" in name or "k" in name.split() or "where" in name or "category" in name or "unknown key" in name
+        ):
             continue
         assert answer.status == status and says in answer.json()["error"], answer
         assert "Traceback" not in answer.json()["error"] and "/site-packages" not in answer.json()["error"]
@@ -289,7 +311,15 @@ def test_a_mistake_is_said_in_words(world, name):
 
 def test_no_path_is_ever_opened(world):
     _, _, app = world
-    for path in ("/static/../api.py", "/static/%2e%2e/api.py", "/static/..%2Fapi.py", "/../../etc/passwd", "/api/value/picture/../../../etc/passwd", "/api/value/text//etc/passwd", "/api/sample/../store"):
+    for path in (
+        "/static/../api.py",
+        "/static/%2e%2e/api.py",
+        "/static/..%2Fapi.py",
+        "/../../etc/passwd",
+        "/api/value/picture/../../../etc/passwd",
+        "/api/value/text//etc/passwd",
+        "/api/sample/../store",
+    ):
         answer = ask(app, "GET", path)
         assert answer.status == 404 and "error" in answer.json(), path
     assert ask(app, "DELETE", "/api/sample/1").status == 405
@@ -297,11 +327,21 @@ def test_no_path_is_ever_opened(world):
 
 def test_every_answer_has_the_headers_that_keep_a_page_in_its_place(world):
     _, _, app = world
-    for method, path in (("GET", "/"), ("GET", "/static/page.js"), ("GET", "/api/about"), ("GET", "/nowhere"), ("POST", "/api/search")):
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/static/page.js"),
+        ("GET", "/api/about"),
+        ("GET", "/nowhere"),
+        ("POST", "/api/search"),
+    ):
         headers = ask(app, method, path).headers
         policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
-        assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'" and policy["style-src"] == "'self'"
-        assert headers["x-content-type-options"] == "nosniff" and headers["cross-origin-resource-policy"] == "same-origin"
+        assert (
+            policy["default-src"] == "'none'" and policy["script-src"] == "'self'" and policy["style-src"] == "'self'"
+        )
+        assert (
+            headers["x-content-type-options"] == "nosniff" and headers["cross-origin-resource-policy"] == "same-origin"
+        )
         assert "access-control-allow-origin" not in headers and "server" not in headers
 
 
@@ -323,7 +363,13 @@ def test_beyond_loopback_a_token_is_needed(world):
     with pytest.raises(RunError, match="token"):
         make_app(gallery, host="0.0.0.0")
     app = make_app(gallery, host="0.0.0.0", token="s3cret")
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer "}, {"cookie": "centrobind_token=no"}, {"cookie": "\x01=;;="}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer "},
+        {"cookie": "centrobind_token=no"},
+        {"cookie": "\x01=;;="},
+    ):
         for path in ("/", "/static/page.js", "/api/about", "/nowhere", "/?token=wrong", "/api/about?token=s3cret"):
             assert ask(app, "GET", path, headers=headers).status == 401, (headers, path)
     assert ask(app, "GET", "/api/about", headers={"authorization": "Bearer s3cret"}).status == 200
@@ -332,7 +378,10 @@ def test_beyond_loopback_a_token_is_needed(world):
     cookie = entered.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
     assert ask(app, "GET", "/api/about", headers={"cookie": cookie.partition(";")[0]}).status == 200
-    assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org")] == [True] * 4 + [False] * 4
+    assert [
+        is_loopback(host)
+        for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org")
+    ] == [True] * 4 + [False] * 4
 
 
 def test_bodies_have_bounds(world):
@@ -371,7 +420,9 @@ def test_large_bodies_wait_for_each_other_and_the_place_is_given_back():
                 said.append(message["status"])
 
         headers = [(b"host", b"localhost"), (b"content-length", b"100000")]
-        await guard({"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}, receive, send)
+        await guard(
+            {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}, receive, send
+        )
 
     async def all_of_them():
         await asyncio.gather(*(one(n % 3 == 0) for n in range(12)))
@@ -468,7 +519,13 @@ def test_64_clients_at_once(running):
     until, said, faults = time.monotonic() + 2, [], []
     body, headers = form({"query": [{"modality": "picture", "file": "f"}]}, f=png(np.full((40, 30), 90, np.uint8)))
     asked = [
-        ("POST", "/api/search", json.dumps({"query": [{"modality": "text", "text": "red"}]}), {"content-type": "application/json"}, 200),
+        (
+            "POST",
+            "/api/search",
+            json.dumps({"query": [{"modality": "text", "text": "red"}]}),
+            {"content-type": "application/json"},
+            200,
+        ),
         ("POST", "/api/search", body, headers, 200),
         ("POST", "/api/search", "{", {"content-type": "application/json"}, 400),
         ("GET", "/api/value/picture/8", None, {}, (200, 404)),
@@ -502,12 +559,21 @@ def test_it_ends_without_losing_an_answer(world):
     """SIGTERM while a body is still arriving: the answer comes, then the program ends with 0."""
     folder, _, _ = world
     command = [sys.executable, "-m", "centrobind", "serve", "binder.safetensors", "store", "--port", "0"]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    server = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
     try:
         address = urlsplit(server.stdout.readline().split()[-1])
         body = json.dumps({"query": [{"id": "1"}]}).encode()
         with socket.create_connection((address.hostname, address.port), timeout=20) as line:
-            line.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n")
+            line.sendall(
+                b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            )
             line.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
             time.sleep(0.3)
             server.send_signal(signal.SIGTERM)
