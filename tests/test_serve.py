@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from centrobind import demo
 from centrobind.checkpoint import save
 from centrobind.data import write_store
 from centrobind.errors import DataError, ExtraError, RunError, StoreError
@@ -249,7 +250,14 @@ def test_every_route_is_described_and_answers_as_described(world):
 
 # ---- refusals -----------------------------------------------------------------------------------------------------
 
-BOMB = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00"
+
+def bomb():
+    """36 million pixels in a few kB."""
+    buffer = io.BytesIO()
+    Image.new("1", (12_000, 3_000)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
 BAD = {
     "no query": ({}, 400, "something to look for"),
     "a list": ([1], 400, "JSON object"),
@@ -282,7 +290,7 @@ BAD = {
     "deep JSON": (b"[" * 100_000, 400, "not JSON"),
     "bytes": (b"\xff\xfe", 400, "not JSON"),
     "large JSON": (b'{"query": "' + b"a" * 2**20 + b'"}', 413, "letters"),
-    "a bomb": (form({"query": [{"modality": "picture", "file": "f"}]}, f=BOMB), 400, "pixels"),
+    "a bomb": (form({"query": [{"modality": "picture", "file": "f"}]}, f=bomb()), 400, "pixels"),
     "no picture": (form({"query": [{"modality": "picture", "file": "f"}]}, f=b"GIF89a nonsense"), 400, "picture"),
     "pickled": (form({"query": [{"modality": "vector", "file": "f"}]}, f=npy(np.array([{}]))), 400, "unpickled"),
     "empty file": (form({"query": [{"modality": "vector", "file": "f"}]}, f=b""), 400, "empty file"),
@@ -454,7 +462,7 @@ def test_index_and_map_are_made_once_and_follow_the_data(world, monkeypatch):
     again = open_gallery(folder / "binder.safetensors", folder / "store")
     assert (again.atlas.xy == gallery.atlas.xy).all() and (folder / "serve").stat().st_mtime_ns == before
     assert sorted(path.name for path in (folder / "serve").rglob("*")) == kept
-    (damaged,) = (folder / "serve").rglob("index.json")
+    damaged, *_ = (folder / "serve").rglob("index.json")
     damaged.write_text("{")
     assert len(open_gallery(folder / "binder.safetensors", folder / "store").index) == 60
     part = open_gallery(folder / "binder.safetensors", folder / "store", split="test", cache=folder / "elsewhere")
@@ -544,6 +552,7 @@ def test_64_clients_at_once(running):
                     faults.append((path, answer.status))
                 said.append(answer.status)
                 number += 1
+            line.close()
         except Exception as error:
             faults.append(error)
 

@@ -140,9 +140,9 @@ async def _asked(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     if kind == "multipart/form-data":
         parser = MultiPartParser(request.headers, request.stream(), max_files=MOST_PARTS, max_fields=1)
         parser.spool_max_size = 2**30  # in memory: the guard has bounded it, and nothing is to be left on the disk
-        form = await parser.parse()
-        text = form.get("query", "{}")
-        uploads = {name: await held.read() for name, held in form.items() if not isinstance(held, str)}
+        async with await parser.parse() as form:
+            text = form.get("query", "{}")
+            uploads = {name: await held.read() for name, held in form.items() if not isinstance(held, str)}
         if not isinstance(text, str):
             raise HTTPException(400, "query: expected a field of JSON, got a file")
     elif kind == "application/json":

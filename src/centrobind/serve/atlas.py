@@ -191,7 +191,7 @@ def cached_atlas(folder: Path, space: Embeddings, each: Callable[[int], None] | 
     digest.update(np.ascontiguousarray(space.present.numpy()).data)
     file = folder / f"map-{digest.hexdigest()[:16]}.npz"
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as held:
             return Atlas(*(held[name] for name in ("xy", "row", "modality", "kept")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: it is made again

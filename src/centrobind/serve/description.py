@@ -112,7 +112,9 @@ def _schemas(about: dict[str, Any], names: list[str]) -> dict[str, Any]:
             },
             required=["query"],
         ),
-        "Found": _object({"hits": {"type": "object", "additionalProperties": found}, "samples": found}),
+        "Found": _object(
+            {"hits": {"type": "object", "additionalProperties": found}, "samples": found, "unknown": texts}
+        ),
         "Vector": _object(
             {"vector": numbers | {"minItems": about["dim"], "maxItems": about["dim"]}, "fingerprint": text}
         ),

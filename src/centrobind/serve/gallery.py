@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import threading
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from centrobind.errors import ConfigError, DataError, StoreError
 from centrobind.fitting import open_data, run_objective
 from centrobind.index import Index, build_index, open_index
 from centrobind.index.asking import combined
+from centrobind.inputs import split_words
 from centrobind.losses import Objective
 from centrobind.metrics import geometry, retrieval
 from centrobind.model import Binder
@@ -33,6 +35,7 @@ from centrobind.serve.values import File, as_file, shows
 from centrobind.types import unit
 
 MOST_MEASURED = 4000  # samples that the report looks at
+MOST_WORDS = 20  # unknown ones that are named
 CAPTION = 200  # letters
 CANDIDATES = 200  # of each modality, for the samples that are nearest in all of them together
 
@@ -178,7 +181,8 @@ class Gallery:
         k: int = 12,
         where: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """`hits`, the k nearest in each wanted modality, and `samples`, the k nearest in all of these together.
+        """`hits`, the k nearest in each wanted modality, `samples`, the k nearest in all of these together, and the
+        words that are `unknown`.
 
         What was asked with is not found again in its own modality.
         """
@@ -194,7 +198,19 @@ class Gallery:
             modality: [self._hit(*pair) for pair in pairs if (pair[0], modality) not in own][:k]
             for modality, pairs in wide.items()
         }
-        return {"hits": hits, "samples": self._together(vector, wide, {part.id for part in parts}, k)}
+        together = self._together(vector, wide, {part.id for part in parts}, k)
+        return {"hits": hits, "samples": together, "unknown": self._unknown_words([*parts, *minus])}
+
+    def _unknown_words(self, parts: Sequence[Part]) -> list[str]:
+        """Words that training never saw, where a tower goes by words: they all mean the same to it, nothing."""
+        unknown = []
+        for part in parts:
+            vocabulary = (
+                None if part.id is not None else getattr(self.binder.towers[part.modality].inputs, "vocabulary", None)
+            )
+            if vocabulary is not None:
+                unknown += [word for word in split_words(part.value) if word not in vocabulary]
+        return list(dict.fromkeys(unknown))[:MOST_WORDS]
 
     def _hit(self, one: str, score: float) -> dict[str, Any]:
         return {**self._card(self.row_of[one]), "score": round(score, 5)}
@@ -300,7 +316,7 @@ def _own_index(binder: Binder, samples: Samples, path: Path) -> Index:
         try:
             return open_index(path, binder)
         except StoreError:
-            pass  # half written, or damaged: it is ours, and made again
+            shutil.rmtree(path)  # damaged, and it is ours: made again
     return build_index(binder, samples, path, replace=True)
 
 

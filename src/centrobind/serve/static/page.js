@@ -169,7 +169,7 @@ async function search() {
   }
 }
 
-function show({ hits, samples }) {
+function show({ hits, samples, unknown }) {
   const lone = state.parts.length === 1 ? state.parts[0].id : undefined;
   const section = (title, note, modality, found) => {
     const list = make("ol", `grid ${cards.shows[modality] ?? "together"}`, ...found.map((hit) => cards.card(modality, hit, {
@@ -183,8 +183,9 @@ function show({ hits, samples }) {
   const together = samples.length && lists.length > 1 ? [section("samples", "all their modalities together", "", samples)] : [];
   at("results").replaceChildren(...together, ...lists);
   const first = Object.entries(hits).filter(([, found]) => found.length);
+  const unseen = unknown.length ? `Never seen in training: ${unknown.join(", ")}. ` : "";
   at("status").textContent = first.length
-    ? `Nearest: ${first.map(([name, found]) => `${name}, ${found[0].caption ?? found[0].id}`).join("; ")}.`
+    ? unseen + `Nearest: ${first.map(([name, found]) => `${name}, ${found[0].caption ?? found[0].id}`).join("; ")}.`
     : "Nothing found.";
   const index = Object.fromEntries(about.modalities.map((one, n) => [one.name, n]));
   const marks = Object.entries(hits).flatMap(([name, found]) => found.map((hit, n) => ({ point: pointOf.get(key(index[name], hit.id)), first: n === 0 })));

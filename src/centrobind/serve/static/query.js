@@ -35,35 +35,47 @@ export function fitting(file, about) {
 
 /** What this page would take, in words. */
 export function takes(about) {
-  const words = { image: "a picture", sound: "a sound", series: "a series (.npy, .csv)", numbers: "a vector (.npy)", text: "a text" };
+  const words = { image: "a picture", sound: "a sound", series: "a series", numbers: "a vector", text: "a text" };
   const kinds = [...new Set(about.modalities.map((one) => one.shows))].filter((kind) => kind !== "text").map((kind) => words[kind]);
   return kinds.length ? kinds.join(" or ") : words.text;
 }
 
-/** The address: #text=name:black knight&id=image:U+265E&-id=...&only=label:GREEK&colour=label&at=x,y,zoom */
+// Not URLSearchParams: it would write U+265E as U%2B265E and a space as +, and people read and write these.
+const written = (text) => encodeURIComponent(text).replace(/%(3A|2C|2B)/g, decodeURIComponent);
+
+/** The address: #text=name:black%20knight&id=image:U+265E&-id=...&only=label:GREEK&colour=label&at=x,y,zoom */
 export function toAddress({ parts, only, colour, view }) {
-  const said = new URLSearchParams();
+  const said = [];
   for (const part of parts) {
     const sign = part.minus ? "-" : "";
-    if (part.text !== undefined) said.append(`${sign}text`, `${part.modality}:${part.text}`);
-    if (part.id !== undefined) said.append(`${sign}id`, `${part.modality ?? ""}:${part.id}`);
+    if (part.text !== undefined) said.push([`${sign}text`, `${part.modality}:${part.text}`]);
+    if (part.id !== undefined) said.push([`${sign}id`, `${part.modality ?? ""}:${part.id}`]);
   }
-  if (only) said.set("only", only);
-  if (colour) said.set("colour", colour);
-  if (view.zoom !== 1 || view.x || view.y) said.set("at", [view.x.toFixed(4), view.y.toFixed(4), view.zoom.toFixed(2)].join(","));
-  return "#" + said.toString();
+  if (only) said.push(["only", only]);
+  if (colour && colour !== "modality") said.push(["colour", colour]);
+  if (view.zoom !== 1 || view.x || view.y) said.push(["at", `${view.x.toFixed(4)},${view.y.toFixed(4)},${view.zoom.toFixed(2)}`]);
+  return "#" + said.map(([key, value]) => `${key}=${written(value)}`).join("&");
 }
 
 export function fromAddress(hash, about) {
-  const said = new URLSearchParams(hash.slice(1)), parts = [], known = about.modalities.map((one) => one.name);
-  for (const [key, value] of said) {
+  const parts = [], rest = {}, known = about.modalities.map((one) => one.name);
+  for (const pair of hash.slice(1).split("&")) {
+    const equals = pair.indexOf("="), key = pair.slice(0, equals), value = plain(pair.slice(equals + 1));
     const minus = key.startsWith("-"), what = minus ? key.slice(1) : key, colon = value.indexOf(":");
-    const modality = value.slice(0, colon) || null, rest = value.slice(colon + 1);
-    if ((what !== "text" && what !== "id") || colon < 0 || (modality && !known.includes(modality))) continue;
-    if (what === "text" && !modality) continue;
-    parts.push({ modality, [what]: rest, minus });
+    if (what !== "text" && what !== "id") { rest[key] = value; continue; }
+    const modality = value.slice(0, colon) || null;
+    if (colon < 0 || (modality ? !known.includes(modality) : what === "text")) continue;
+    parts.push({ modality, [what]: value.slice(colon + 1), minus });
   }
-  const at = (said.get("at") ?? "").split(",").map(Number);
+  const at = (rest.at ?? "").split(",").map(Number);
   const view = at.length === 3 && at.every(Number.isFinite) ? { x: at[0], y: at[1], zoom: at[2] } : { x: 0, y: 0, zoom: 1 };
-  return { parts, only: said.get("only") ?? "", colour: said.get("colour") ?? "", view };
+  return { parts, only: rest.only ?? "", colour: rest.colour ?? "", view };
+}
+
+function plain(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
