@@ -42,7 +42,7 @@ def literal_repulsion(y):
 def test_the_grid_repels_as_pairs_do(width, spacing, error, monkeypatch):
     monkeypatch.setattr(atlas, "SPACING", spacing)
     monkeypatch.setattr(atlas, "LARGEST", 2000)
-    y = np.random.default_rng(1).normal(size=(70, 2)) * width
+    y = np.random.default_rng(1).normal(size=(40, 2)) * width
     expected, found = literal_repulsion(y), atlas._repulsion(y)
     off = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert off < error, off

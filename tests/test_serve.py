@@ -439,15 +439,20 @@ def test_large_bodies_wait_for_each_other_and_the_place_is_given_back():
     assert most == 2 and sorted(said) == [400] * 4 + [500] * 8
 
 
-def test_a_fault_of_ours_is_not_shown(caplog):
+def test_a_fault_of_ours_is_not_shown(world, caplog):
     async def broken(scope, receive, send):
         raise RuntimeError("the secret plan")
 
     async def late(scope, receive, send):
         await asyncio.sleep(5)
 
-    answer = ask(Guard(broken, None), "GET", "/")
-    assert answer.status == 500 and "secret" not in answer.body.decode() and "secret" in caplog.text
+    broken_inside = make_app(world[1])
+    broken_inside.app.router.routes[0].app = broken
+    for app in (Guard(broken, None), broken_inside):
+        caplog.clear()
+        answer = ask(app, "GET", "/")
+        assert answer.status == 500 and "log" in answer.json()["error"]
+        assert "secret" not in answer.body.decode() and "secret" in caplog.text
     answer = ask(Guard(late, None, bounds=Bounds(answer=0.05)), "GET", "/")
     assert answer.status == 503 and "no answer within" in answer.json()["error"]
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from centrobind.errors import CentrobindError, DataError
 from centrobind.serve.description import describe
 from centrobind.serve.gallery import Gallery, Part
+from centrobind.serve.guard import FAULT
 from centrobind.serve.values import from_json, from_upload
 
 THREADS = 4  # that compute at a time; other requests wait, which is cheap
@@ -114,7 +115,12 @@ def make_api(gallery: Gallery) -> Starlette:
             Route("/api/report", report),
             Route("/api/openapi.json", openapi),
         ],
-        exception_handlers={HTTPException: _refusal, CentrobindError: _refusal, MultiPartException: _refusal},
+        exception_handlers={
+            HTTPException: _refusal,
+            CentrobindError: _refusal,
+            MultiPartException: _refusal,
+            Exception: _fault,  # and raised again, for the guard to put into the log
+        },
     )
 
 
@@ -123,6 +129,10 @@ async def _refusal(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
     said = error.message if isinstance(error, MultiPartException) else str(error)
     return JSONResponse({"error": said}, 400)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": FAULT}, 500)
 
 
 def _found(ask: Callable[..., Any], *given: Any, **more: Any) -> Any:
@@ -140,9 +150,10 @@ async def _asked(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     if kind == "multipart/form-data":
         parser = MultiPartParser(request.headers, request.stream(), max_files=MOST_PARTS, max_fields=1)
         parser.spool_max_size = 2**30  # in memory: the guard has bounded it, and nothing is to be left on the disk
-        async with await parser.parse() as form:
-            text = form.get("query", "{}")
-            uploads = {name: await held.read() for name, held in form.items() if not isinstance(held, str)}
+        form = await parser.parse()
+        text = form.get("query", "{}")
+        uploads = {name: await held.read() for name, held in form.items() if not isinstance(held, str)}
+        await form.close()
         if not isinstance(text, str):
             raise HTTPException(400, "query: expected a field of JSON, got a file")
     elif kind == "application/json":

@@ -128,6 +128,7 @@ def serve(gallery: Gallery, *, browse: bool = False, say: Callable[[str], Any] =
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens from here on: whoever reads the printed address can use it at once."""
+    listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
@@ -137,6 +138,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(CONNECTIONS)
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         raise RunError(f"cannot listen on {host} port {port} ({error}); choose another with --port") from None
     return listener
 

@@ -36,6 +36,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
+FAULT = "a fault of the server's; its log says which"
 log = logging.getLogger("centrobind.serve")
 
 
@@ -107,7 +108,7 @@ class Guard:
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"])
             if not started:
-                await say(answer, 500, "a fault of the server's; its log says which")
+                await say(answer, 500, FAULT)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the whole body before the handler runs, so that a slow or endless one costs nothing but its own time."""
