@@ -37,8 +37,9 @@ async () => {
   const frame = () => new Promise(requestAnimationFrame);
   let before = await frame();
   for (let n = 0; n < 240; n++) {
-    const at = { clientX: box.left + box.width * (0.3 + 0.4 * n / 240), clientY: box.top + box.height / 2, bubbles: true, cancelable: true };
-    dots.dispatchEvent(new WheelEvent("wheel", { ...at, deltaY: n % 120 < 60 ? -40 : 40 }));
+    const clientX = box.left + box.width * (0.3 + 0.4 * n / 240), clientY = box.top + box.height / 2;
+    const deltaY = n % 120 < 60 ? -40 : 40;
+    dots.dispatchEvent(new WheelEvent("wheel", { clientX, clientY, deltaY, bubbles: true, cancelable: true }));
     const now = await frame();
     between.push(now - before);
     before = now;

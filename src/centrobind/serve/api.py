@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -44,10 +46,10 @@ def make_api(gallery: Gallery) -> Starlette:
     """The application without its guard: the page, its files, and the API that it talks to."""
     static = {name: files("centrobind").joinpath("serve", "static", name).read_bytes() for name in FILES}
     points = json.dumps(gallery.points(), separators=(",", ":")).encode()
-    limiter = CapacityLimiter(THREADS)
+    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="serve")
 
     async def compute(work: Callable[..., Any], *given: Any, **more: Any) -> Any:
-        return await to_thread.run_sync(lambda: work(*given, **more), limiter=limiter)
+        return await asyncio.get_running_loop().run_in_executor(threads, partial(work, *given, **more))
 
     async def page(request: Request) -> Response:
         return Response(static["index.html"], media_type=FILES["index.html"])

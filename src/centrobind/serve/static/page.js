@@ -127,7 +127,10 @@ const described = new Map();
 function describe(point) {
   const id = idOf(point);
   if (described.size > 2000) described.clear();
-  if (!described.has(id)) described.set(id, get(`/api/sample/${id.split("/").map(encodeURIComponent).join("/")}`));
+  if (!described.has(id)) {
+    const path = id.split("/").map(encodeURIComponent).join("/");
+    described.set(id, get(`/api/sample/${path}`).catch(() => ({ caption: id, label: null })));
+  }
   return described.get(id);
 }
 
