@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz setup clean
+.PHONY: demo test lint chaos fuzz chaos-index bench-index setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -21,6 +21,16 @@ chaos: setup
 # make fuzz: open 10,000 broken stores and checkpoints, about 10 minutes
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
+
+# make chaos-index: kill writers of an index at 30 random moments and at every change to a file, about 5 minutes
+chaos-index: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb]'
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.index_kills --out benchmarks/results/index_kills.json
+
+# make bench-index: 1,000,000 vectors in every engine, about 40 minutes; stop it whenever you like, it goes on from there
+bench-index: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb,bench]'
+	$(BIN)/python benchmarks/index.py
 
 setup: .venv/installed
 

@@ -17,11 +17,11 @@ SOURCE = ROOT / "src" / "centrobind"
 ORDER = """
 errors extras types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce losses joint objectives
 metrics config checkpoint run progress theory step nonfinite train realignment embedding index fitting memory evaluation findings
-diagnosis tables plots report arena demo serve cli __main__
+diagnosis tables plots report arena demo search_commands serve cli __main__
 """.split()
 INSIDE = {
     "data": "samples store opening media sound cells importing batches inspecting".split(),
-    "index": "topk segments exact asking opening".split(),
+    "index": "engine topk segments exact lance opening asking".split(),
     "serve": "atlas values gallery guard description api app command".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
@@ -113,6 +113,8 @@ def test_command_line():
             "run",
             "store",
         ],
+        "index": ["--engine", "--force", "--out", "--split", "run", "store"],
+        "search": ["--file", "--id", "--index", "--json", "--not", "--text", "--want", "--where", "-k", "run"],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],
     }
 

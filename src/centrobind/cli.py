@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from centrobind import search_commands
 from centrobind.errors import CentrobindError, CentrobindWarning
 from centrobind.serve.command import serve, serve_run
 
@@ -57,9 +58,6 @@ def demo(
     typer.echo(f"Ask it in words and pictures: centrobind serve {out} glyphs")
     if serve_it:
         serve_run(out, "glyphs", browse=True)
-
-
-app.command()(serve)
 
 
 @app.command("import")
@@ -252,6 +250,11 @@ def embed(
     with progress("embedding", len(samples)) as watch:
         embed_to(binder, samples, out, force=force, watch=watch)
     typer.echo(f"{len(samples)} samples, {binder.dim} dimensions: {out}")
+
+
+app.command()(search_commands.index)
+app.command()(search_commands.search)
+app.command()(serve)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from centrobind.data import Codes, Samples
 from centrobind.errors import DataError
+from centrobind.index.engine import About
 from centrobind.index.segments import (
     MANIFEST,
     Manifest,
@@ -88,33 +89,26 @@ class Snapshot:
 
 
 class Exact:
-    """The engine `exact`; see Index for what its methods promise."""
+    """The engine `exact`; see Engine for what its methods promise."""
 
     name = "exact"
 
-    def __init__(self, path: Path, device: torch.device):
-        self.path, self.device = path, device
-        self.now = Snapshot(read_manifest(path))
+    def __init__(self, path: str | Path, device: torch.device):
+        self.path, self.device = Path(path), device
+        self.now = Snapshot(read_manifest(self.path))
         self._copies: dict[tuple[int, str], Tensor] = {}  # on the GPU
 
     @classmethod
-    def create(
-        cls,
-        path: Path,
-        fingerprint: str,
-        dim: int,
-        modalities: tuple[str, ...],
-        chunks: Iterable[Samples],
-    ) -> None:
-        """A new index, in the place of an old one if there is one: readers of that see it whole until then."""
+    def create(cls, path: Path, about: About, chunks: Iterable[Samples]) -> None:
+        path = Path(path)
         with writing(path):
             writes = read_said(path)["writes"] if (path / MANIFEST).is_file() else 0
             segment = write_segment(path, writes, chunks)
-            commit(path, Manifest(fingerprint, dim, modalities, writes + 1, (segment,)))
+            commit(path, Manifest(about, writes + 1, (segment,)))
 
     @property
-    def about(self) -> Manifest:
-        return self.now.manifest
+    def about(self) -> About:
+        return self.now.manifest.about
 
     def __len__(self) -> int:
         return len(self.now)
@@ -126,25 +120,13 @@ class Exact:
         return self.now.codes(what)
 
     def names(self, what: str) -> list[str]:
-        """The categories there are, also of samples that were deleted since."""
         found = (getattr(one.samples, what) for one in self.now.segments)
         return list(dict.fromkeys(name for codes in found if codes is not None for name in codes.names))
 
-    def present(self, modality: str) -> np.ndarray:
-        parts = [
-            one.samples.columns[modality].present[one.alive]
-            if modality in one.samples.columns
-            else np.zeros(one.living, bool)
-            for one in self.now.segments
-        ]
-        return np.concatenate(parts or [np.zeros(0, bool)])
-
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """(n,) rows, -1 for an id that is not there."""
         return np.array([self.now.row_of.get(one, -1) for one in ids], np.int64)
 
     def vectors(self, modality: str, rows: np.ndarray) -> np.ndarray:
-        """(n, D), NaN where the modality is missing."""
         found = np.full((len(rows), self.about.dim), np.nan, np.float32)
         for segment, which, places in self.now.parts(np.asarray(rows)):
             column = segment.samples.columns.get(modality)
@@ -156,7 +138,6 @@ class Exact:
     def nearest(
         self, queries: Tensor, modality: str, k: int, where: Mapping[str, Sequence[str]]
     ) -> tuple[list[list[float]], list[list[int]], list[list[str]]]:
-        """Scores, rows and ids of each query's nearest."""
         now = self.now  # one snapshot to the end, whatever another thread refreshes meanwhile
         found = Nearest(queries.to(self.device), k)
         for start, segment in zip(now.starts, now.segments):
@@ -198,8 +179,7 @@ class Exact:
         return self._copies[key]
 
     def refresh(self) -> bool:
-        """Look at what was written since; False if nothing was."""
-        if read_said(self.path)["writes"] == self.about.writes:
+        if read_said(self.path)["writes"] == self.now.manifest.writes:
             return False
         self.now = Snapshot(read_manifest(self.path))
         numbers = {one.number for one in self.now.segments}
@@ -207,7 +187,6 @@ class Exact:
         return True
 
     def write(self, chunks: Iterable[Samples], *, replacing: bool) -> None:
-        """Add samples, in place of those with the same ids if `replacing`, else DataError for such ids."""
         with writing(self.path):
             now = Snapshot(read_manifest(self.path))
             segment = write_segment(self.path, now.manifest.writes, chunks)
@@ -250,7 +229,6 @@ class Exact:
         commit(self.path, manifest)
 
     def compact(self) -> None:
-        """One segment, nothing dead."""
         with writing(self.path):
             now = Snapshot(read_manifest(self.path))
             if len(now.segments) > 1 or any(len(one.dead) for one in now.segments):

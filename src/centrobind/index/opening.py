@@ -15,13 +15,15 @@ from centrobind.data import Codes, Samples
 from centrobind.data.store import CATEGORIES
 from centrobind.embedding import embedded_chunks
 from centrobind.errors import DataError, StoreError
+from centrobind.index.engine import About, Engine
 from centrobind.index.exact import Exact
+from centrobind.index.lance import Lance, exists
 from centrobind.index.segments import MANIFEST
 from centrobind.model import Binder
 from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings, unit
 
-ENGINES = ("exact",)
+ENGINES: dict[str, type[Engine]] = {"exact": Exact, "lancedb": Lance}
 ABOUT = CATEGORIES  # label, split, group: what a search can be narrowed by
 
 
@@ -44,7 +46,7 @@ class Index:
     while one writes. Rows number the samples in the order of `ids`, until the next write or refresh.
     """
 
-    def __init__(self, engine: Exact, binder: Binder | None = None):
+    def __init__(self, engine: Engine, binder: Binder | None = None):
         self._engine = engine
         self.binder = binder
 
@@ -55,11 +57,12 @@ class Index:
         return len(self._engine)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> str | Path:
         return self._engine.path
 
     @property
     def engine(self) -> str:
+        """exact or lancedb."""
         return self._engine.name
 
     @property
@@ -219,14 +222,28 @@ def build_index(
 ) -> Index:
     """Embed all samples in all modalities they have, and write an index of them with ids, labels, splits and groups.
 
-    Raises StoreError if there is one at `path` (unless `replace`), DataError if no modality is the binder's.
+    `engine`: "exact" looks at every vector, in one folder; "lancedb" (an extra) approximates, and `path` may also be a
+    place in an object store, "s3://bucket/name". Raises StoreError if there is an index already (unless `replace`:
+    then its readers see it whole until they refresh), DataError if no modality is the binder's.
     """
-    path = Path(path)
-    _check_engine(engine)
-    if (path / MANIFEST).exists() and not replace:
-        raise StoreError(f"{path} is an index already; choose another folder, or say replace (--force) to overwrite it")
-    Exact.create(path, binder.fingerprint, binder.dim, binder.modalities, embedded_chunks(binder, samples, watch))
+    if engine not in ENGINES:
+        raise DataError(f"engine: expected one of {list(ENGINES)}, got {engine!r}")
+    there = engine_at(path)
+    if there is not None and not (replace and there is ENGINES[engine]):
+        raise StoreError(
+            f"{path} is an index already (engine {there.name}); choose another place, or say replace (--force) to "
+            "overwrite one of the same engine"
+        )
+    about = About(binder.fingerprint, binder.dim, binder.modalities)
+    ENGINES[engine].create(path, about, embedded_chunks(binder, samples, watch))
     return open_index(path, binder)
+
+
+def engine_at(path: str | Path) -> type[Engine] | None:
+    """The engine whose index lies in a place, None if none does."""
+    if "://" in str(path):
+        return Lance if exists(path) else None
+    return Exact if (Path(path) / MANIFEST).exists() else Lance if exists(path) else None
 
 
 def open_index(path: str | Path, binder: Binder | None = None, *, device: str | torch.device | None = None) -> Index:
@@ -235,7 +252,7 @@ def open_index(path: str | Path, binder: Binder | None = None, *, device: str | 
     Raises StoreError if there is none, or if it holds another binder's embeddings.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    index = Index(Exact(Path(path), device), binder)
+    index = Index((engine_at(path) or Exact)(path, device), binder)
     if binder is not None and index.fingerprint != binder.fingerprint:
         raise StoreError(
             f"{path} holds embeddings of binder {index.fingerprint}, this binder is {binder.fingerprint}; they do not "
@@ -251,8 +268,3 @@ def as_samples(embeddings: Embeddings, **about: Sequence[Any] | None) -> Samples
     arrays = {name: embeddings[name].detach().float().cpu().numpy() for name in embeddings.modalities}
     present = {name: here.cpu().numpy() for name, here in zip(embeddings.modalities, embeddings.present)}
     return Samples.of(arrays, present=present, ids=embeddings.ids, **about)
-
-
-def _check_engine(engine: str) -> None:
-    if engine not in ENGINES:
-        raise DataError(f"engine: expected one of {list(ENGINES)}, got {engine!r}")

@@ -33,6 +33,7 @@ from centrobind.checkpoint import write_atomically
 from centrobind.data import Samples, open_store, write_store
 from centrobind.data.samples import NAME, NOT_AN_ARRAY
 from centrobind.errors import CheckpointError, StoreError, not_written
+from centrobind.index.engine import About
 
 FORMAT, VERSION, MANIFEST = "centrobind-index", 1, "index.json"
 OURS = re.compile(r"segment-\d+(\.partial|\.old)?|dead-\d+-\d+\.npy(\.partial)?|index\.json(\.partial)?|lock")
@@ -69,16 +70,19 @@ class Segment:
 class Manifest:
     """What index.json says, its segments opened."""
 
-    fingerprint: str
-    dim: int
-    modalities: tuple[str, ...]
+    about: About
     writes: int  # so far
     segments: tuple[Segment, ...]
 
     def as_dict(self) -> dict[str, Any]:
         segments = [{"number": one.number, "samples": len(one), "dead": one.dead_file} for one in self.segments]
-        about = {key: getattr(self, key) for key in ("fingerprint", "dim", "modalities", "writes")}
-        return {"format": FORMAT, "version": VERSION, "engine": "exact", **about, "segments": segments}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.about.as_dict(),
+            "writes": self.writes,
+            "segments": segments,
+        }
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -127,7 +131,7 @@ def _opened(path: Path, said: dict[str, Any]) -> Manifest:
     if not good:
         raise StoreError(f"a value in {MANIFEST} is not what an index holds")
     segments = tuple(_segment(path, *about, names, dim) for about in zip(numbers, counts, dead_files))
-    return Manifest(said["fingerprint"], dim, names, writes, segments)
+    return Manifest(About(said["fingerprint"], dim, names), writes, segments)
 
 
 def _segment(path: Path, number: int, count: int, dead_file: str | None, names: tuple[str, ...], dim: int) -> Segment:
@@ -168,30 +172,39 @@ def open_segment(path: Path, number: int) -> Segment:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the lock of the folder, waiting for another writer a while, and clear what a killed write left."""
+    """Be the one writer of a folder of segments, cleared of what a killed write left."""
+    if path.is_dir() and (foreign := sorted(one.name for one in path.iterdir() if not OURS.fullmatch(one.name))):
+        raise StoreError(f"{path} holds {foreign[:3]}, which is not of an index; choose another folder")
+    with locked(path):
+        clear(path)
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder, after waiting a while for who holds it; it dies with its process."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if foreign := sorted(one.name for one in path.iterdir() if not OURS.fullmatch(one.name))[:3]:
-            raise StoreError(f"{path} holds {foreign}, which are not of an index; choose another folder")
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise StoreError(f"{not_written(path, error)}; nothing was written") from None
     try:
         until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise StoreError(
-                        f"{path}: another process has been writing for {PATIENCE:.0f} s; wait for it"
-                    ) from None
-                time.sleep(0.01)
-        clear(path)
+        while not _got(lock):
+            if time.monotonic() > until:
+                raise StoreError(f"{path}: another process has been writing for {PATIENCE:.0f} s; wait for it")
+            time.sleep(0.01)
         yield
     finally:
         os.close(lock)
+
+
+def _got(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def clear(path: Path) -> None:
