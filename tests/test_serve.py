@@ -20,8 +20,10 @@ from PIL import Image
 
 from centrobind import demo
 from centrobind.checkpoint import save
+from centrobind.config import check_config
 from centrobind.data import write_store
 from centrobind.errors import DataError, ExtraError, RunError, StoreError
+from centrobind.fitting import run_config
 from centrobind.metrics import retrieval
 from centrobind.model import build_binder
 from centrobind.serve.app import is_loopback, listen, make_app
@@ -165,7 +167,31 @@ def test_the_report_measures_what_was_held_out(world):
     test = gallery.samples.part("test")
     assert said["split"] == "test" and said["samples"] == len(test)
     assert said["matrix"] == pytest.approx(retrieval(gallery.binder.embed(test)))
-    assert ask(app, "GET", "/report").status == 404
+    assert said["objective"] is None and ask(app, "GET", "/report").status == 404
+
+
+def test_a_run_says_what_it_was_trained_with_and_shows_its_own_page(tmp_path):
+    """A run's folder, and a demo's, whose binder is that of the run it chose."""
+    samples = mixed_samples()
+    chosen = {
+        "data": "-",
+        "out": str(tmp_path / "demo" / "all_pairs"),
+        "objective": {"name": "all_pairs", "temperature": 0.3},
+    }
+    run_config(check_config({**chosen, "dim": 8, "train": {"steps": 1, "tensorboard": False}}, "test"), samples)
+    binder = tmp_path / "demo" / "all_pairs" / "binder.safetensors"
+    (tmp_path / "demo" / "binder.safetensors").write_bytes(binder.read_bytes())
+    (tmp_path / "demo" / "report.html").write_text("<h1>its own</h1>")
+    results = {"chosen": "all pairs", "rows": [{"label": "other"}, {"label": "all pairs", "config": chosen}]}
+    (tmp_path / "demo" / "results.json").write_text(json.dumps(results))
+    write_store(tmp_path / "store", [samples])
+    for run in (tmp_path / "demo", binder.parent):
+        gallery = open_gallery(run, tmp_path / "store", cache=tmp_path / "cache")
+        assert gallery.report()["objective"] == {"name": "all_pairs", "temperature": pytest.approx(0.3)}
+    page = ask(
+        make_app(open_gallery(tmp_path / "demo", tmp_path / "store", cache=tmp_path / "cache")), "GET", "/report"
+    )
+    assert page.body == b"<h1>its own</h1>" and "sandbox" in page.headers["content-security-policy"]
 
 
 def test_the_page_and_its_files(world):

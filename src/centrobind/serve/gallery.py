@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from centrobind.checkpoint import load
+from centrobind.config import load_config
 from centrobind.data import Samples
 from centrobind.diagnosis import examine
 from centrobind.embedding import embed_views
-from centrobind.errors import ConfigError, DataError, StoreError
+from centrobind.errors import CheckpointError, ConfigError, DataError, StoreError
 from centrobind.fitting import open_data, run_objective
 from centrobind.index import Index, build_index, open_index
 from centrobind.index.asking import combined
@@ -58,6 +59,7 @@ class Gallery:
     index: Index
     atlas: Atlas
     name: str = ""
+    trained_with: str | None = None
     objective: Objective | None = None
     page: Path | None = None  # the run's own report
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -254,7 +256,7 @@ class Gallery:
         said |= {"matrix": retrieval(z), "geometry": geometry(z)}
         if self.objective is not None:
             temperature = float(self.objective.temperature())
-            said["objective"] = {"name": type(self.objective).__name__, "temperature": temperature}
+            said["objective"] = {"name": self.trained_with, "temperature": temperature}
         found = examine(z, embed_views(self.binder, part), objective=self.objective, resamples=200)
         return said | {"findings": [str(finding) for finding in found.findings]}
 
@@ -293,13 +295,15 @@ def open_gallery(
     atlas = cached_atlas(folder, space, lambda step: watch(step, title="drawing the map"))
     watch(STEPS, title="ready")
     page = run / "report.html"
+    trained_with, objective = _objective(run, binder)
     return Gallery(
         binder,
         samples,
         opened,
         atlas,
         name=f"{run.name} · {Path(store).name}{'' if split is None else ' · ' + split}",
-        objective=_objective(run, binder),
+        trained_with=trained_with,
+        objective=objective,
         page=page if page.is_file() else None,
     )
 
@@ -320,15 +324,20 @@ def _own_index(binder: Binder, samples: Samples, path: Path) -> Index:
     return build_index(binder, samples, path, replace=True)
 
 
-def _objective(run: Path, binder: Binder) -> Objective | None:
-    """What the run was trained with, as far as it says so; a demo's binder comes from the run that it chose."""
-    try:
-        return run_objective(run, binder)
-    except ConfigError:
-        pass
+def _objective(run: Path, binder: Binder) -> tuple[str | None, Objective | None]:
+    """What the run was trained with and what that is called, as far as it says so.
+
+    A demo's folder is no run of its own: its binder comes from the run that it chose.
+    """
+    folder = run
     try:
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
         chosen = next(row for row in results["rows"] if row["label"] == results["chosen"])
-        return run_objective(run / Path(chosen["config"]["out"]).name, binder)
+        folder = run / Path(chosen["config"]["out"]).name
     except (OSError, ValueError, LookupError, TypeError, StopIteration):
-        return None
+        pass
+    try:
+        objective = run_objective(folder, binder)
+        return (None if objective is None else load_config(folder / "config.yaml").objective.name), objective
+    except (ConfigError, CheckpointError):
+        return None, None  # a page without it is better than none

@@ -10,7 +10,7 @@ export async function fillReport(holder, about) {
   holder.dataset.filled = "1";
   const names = about.modalities.map((one) => one.name);
   const of = found.split ? `of the ${found.split} split` : "(not held out, as far as is known)";
-  const objective = found.objective ? `Trained with ${found.objective.name}, temperature ${found.objective.temperature.toPrecision(2)}. ` : "";
+  const objective = found.objective ? `Trained with ${found.objective.name.replaceAll("_", " ")}, temperature ${found.objective.temperature.toPrecision(2)}. ` : "";
   holder.replaceChildren(
     make("p", "", `${objective}Measured on ${found.samples.toLocaleString("en")} samples ${of}.`),
     ...(names.length > 1 ? [matrix(found.matrix, names)] : []),
