@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from playwright.sync_api import sync_playwright
+from serve_load import fill_in  # beside this file
 
 from centrobind.data import Samples
 from centrobind.index import build_index
@@ -96,6 +97,19 @@ def main() -> None:
             thread.join()
     OUT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+    fill_in("frames", sentence(found))
+
+
+def sentence(found: dict) -> str:
+    parts = [
+        f"{name}: {screen['drawing_ms']['p50']:g} ms to draw a frame ({screen['drawing_ms']['p95']:g} at the 95th "
+        f"percentile), {screen['between_frames_ms']['p50']:g} ms between frames ({screen['between_frames_ms']['p95']:g})"
+        for name, screen in found["screens"].items()
+    ]
+    return (
+        f"`{found['command']}`: zooming over {found['points']:,} points in a headless Chromium without a graphics "
+        f"card. {'; '.join(parts)} ([results](../benchmarks/results/serve_frames.json))."
+    )
 
 
 if __name__ == "__main__":

@@ -160,6 +160,27 @@ def main() -> None:
     }
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+    if given.out.name == "serve_load.json":
+        fill_in("load", sentence(found))
+
+
+def sentence(found: dict) -> str:
+    spent, memory = found["milliseconds"], found["memory_mb"]
+    return (
+        f"`{found['command']}`: {found['clients']} clients at once for {found['seconds']:g} s, on the same machine as "
+        f"the server: {found['requests']:,} requests, {found['errors']} errors, {found['per_second']:g} a second; half "
+        f"of them within {spent['p50']:g} ms, 95 % within {spent['p95']:g} ms, the slowest {spent['p100']:g} ms. Memory "
+        f"{memory['first_third']:g} MB in the first third, {memory['last_third']:g} MB in the last "
+        "([results](../benchmarks/results/serve_load.json))."
+    )
+
+
+def fill_in(what: str, text: str) -> None:
+    """Put a text between its marks in docs/serve.md."""
+    page = Path(__file__).parents[1] / "docs" / "serve.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {what} -->")
+    _, _, after = rest.partition(f"<!-- /{what} -->")
+    page.write_text(f"{before}<!-- {what} -->\n{text}\n<!-- /{what} -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
