@@ -103,7 +103,8 @@ def main() -> None:
 def sentence(found: dict) -> str:
     parts = [
         f"{name}: {screen['drawing_ms']['p50']:g} ms to draw a frame ({screen['drawing_ms']['p95']:g} at the 95th "
-        f"percentile), {screen['between_frames_ms']['p50']:g} ms between frames ({screen['between_frames_ms']['p95']:g})"
+        f"percentile), {screen['between_frames_ms']['p50']:g} ms from one to the next "
+        f"({screen['between_frames_ms']['p95']:g})"
         for name, screen in found["screens"].items()
     ]
     return (

@@ -169,8 +169,8 @@ def sentence(found: dict) -> str:
     return (
         f"`{found['command']}`: {found['clients']} clients at once for {found['seconds']:g} s, on the same machine as "
         f"the server: {found['requests']:,} requests, {found['errors']} errors, {found['per_second']:g} a second; half "
-        f"of them within {spent['p50']:g} ms, 95 % within {spent['p95']:g} ms, the slowest {spent['p100']:g} ms. Memory "
-        f"{memory['first_third']:g} MB in the first third, {memory['last_third']:g} MB in the last "
+        f"of them within {spent['p50']:g} ms, 95 % within {spent['p95']:g} ms, the slowest {spent['p100']:g} ms. "
+        f"Memory {memory['first_third']:g} MB in the first third, {memory['last_third']:g} MB in the last "
         "([results](../benchmarks/results/serve_load.json))."
     )
 
