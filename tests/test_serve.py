@@ -554,8 +554,8 @@ def running(world):
 
 
 def test_64_clients_at_once(running):
-    """Two seconds of everything from everybody; the minute is `python benchmarks/serve_load.py`."""
-    until, said, faults = time.monotonic() + 2, [], []
+    """One request of each of five kinds from everybody; the minute is `python benchmarks/serve_load.py`."""
+    said, faults = [], []
     body, headers = form({"query": [{"modality": "picture", "file": "f"}]}, f=png(np.full((40, 30), 90, np.uint8)))
     asked = [
         (
@@ -573,8 +573,8 @@ def test_64_clients_at_once(running):
 
     def client(number):
         try:
-            line = http.client.HTTPConnection(running.hostname, running.port, timeout=20)
-            while time.monotonic() < until:
+            line = http.client.HTTPConnection(running.hostname, running.port, timeout=120)
+            for _ in range(len(asked)):
                 method, path, content, with_headers, expected = asked[number % len(asked)]
                 line.request(method, path, content, with_headers)
                 answer = line.getresponse()
@@ -591,8 +591,8 @@ def test_64_clients_at_once(running):
     for one in clients:
         one.start()
     for one in clients:
-        one.join(30)
-    assert not faults and len(said) >= 128
+        one.join(200)
+    assert not faults and len(said) == 64 * len(asked)
 
 
 def test_it_ends_without_losing_an_answer(world):

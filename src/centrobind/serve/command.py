@@ -48,11 +48,12 @@ def serve_run(
 ) -> None:
     """Open what is to be seen, with a bar for the first time, and serve it."""
     from centrobind.progress import progress
-    from centrobind.serve import app
+    from centrobind.serve.app import needed
+    from centrobind.serve.app import serve as serve_gallery
     from centrobind.serve.atlas import STEPS
     from centrobind.serve.gallery import open_gallery
 
-    app.needed()  # before the seconds that the map takes
+    needed()  # before the seconds that the map takes
     with progress("opening", STEPS) as watch:
         gallery = open_gallery(run, store, split=split, index=index, cache=cache, watch=watch)
-    app.serve(gallery, host=host, port=port, token=token, allow=allow or [], browse=browse, say=typer.echo)
+    serve_gallery(gallery, host=host, port=port, token=token, allow=allow or [], browse=browse, say=typer.echo)
