@@ -17,11 +17,12 @@ SOURCE = ROOT / "src" / "centrobind"
 ORDER = """
 errors extras types seeds data datasets inputs ranks augment pretrained encoders model gradcache anchors fused infonce losses joint objectives
 metrics config checkpoint run progress features theory step nonfinite train realignment embedding index fitting memory evaluation findings
-diagnosis tables plots report arena demo search_commands cli __main__
+diagnosis tables plots report arena demo search_commands serve cli __main__
 """.split()
 INSIDE = {
     "data": "samples store opening media sound cells importing batches inspecting".split(),
     "index": "engine topk segments exact lance opening asking".split(),
+    "serve": "atlas values gallery guard description api app command".split(),
     "arena": "plan trials schedule standings pages".split(),
 }
 
@@ -92,7 +93,7 @@ def test_command_line():
     commands = typer.main.get_command(app).commands
     found = {name: sorted(o for p in command.params for o in p.opts) for name, command in commands.items()}
     assert found == {
-        "demo": ["--force", "--out", "--quick", "--seed"],
+        "demo": ["--force", "--out", "--quick", "--seed", "--serve"],
         "import": "--force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
         "featurize": ["--batch-size", "--force", "--modality", "out", "store"],
         "inspect": ["--json", "--plan", "--verify", "store"],
@@ -101,6 +102,18 @@ def test_command_line():
         "evaluate": ["--out", "--split", "run", "store"],
         "diagnose": ["--json", "--split", "run", "store"],
         "embed": ["--force", "--split", "out", "run", "store"],
+        "serve": [
+            "--allow-host",
+            "--cache",
+            "--host",
+            "--index",
+            "--open",
+            "--port",
+            "--split",
+            "--token",
+            "run",
+            "store",
+        ],
         "index": ["--engine", "--force", "--out", "--split", "run", "store"],
         "search": ["--file", "--id", "--index", "--json", "--not", "--text", "--want", "--where", "-k", "run"],
         "compare": ["--budget", "--jobs", "--objectives", "--ours", "--out", "--seeds", "--steps", "--tables", "data"],

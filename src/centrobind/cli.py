@@ -14,6 +14,7 @@ import typer
 
 from centrobind import search_commands
 from centrobind.errors import CentrobindError, CentrobindWarning
+from centrobind.serve.command import serve, serve_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +36,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="a tenth of the steps, to see that everything works")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     force: Force = False,
+    serve_it: Annotated[bool, typer.Option("--serve", help="then look at the space in a browser")] = False,
 ) -> None:
     """Bind pictures, outlines and names of 5,570 characters with every kind of anchor, and compare them.
 
@@ -52,6 +54,9 @@ def demo(
     for verdict in results["verdicts"]:
         typer.echo(f"  - {verdict}")
     typer.echo(f"\nIn brackets: 95 % intervals over test samples, one seed. Look at {out / 'report.html'}")
+    typer.echo(f"Ask it in words and pictures: centrobind serve {out} glyphs")
+    if serve_it:
+        serve_run(out, "glyphs", browse=True)
 
 
 @app.command("import")
@@ -288,6 +293,7 @@ def embed(
 
 app.command()(search_commands.index)
 app.command()(search_commands.search)
+app.command()(serve)
 
 
 @app.command()

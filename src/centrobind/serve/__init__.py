@@ -1,0 +1,1 @@
+"""Serve: a space in the browser, and the same as an HTTP API."""

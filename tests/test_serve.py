@@ -1,0 +1,630 @@
+"""The API and its guard, asked without a browser: the right answers, the right refusals, and an end without loss."""
+
+import asyncio
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from centrobind import demo
+from centrobind.checkpoint import save
+from centrobind.config import check_config
+from centrobind.data import write_store
+from centrobind.errors import DataError, ExtraError, RunError, StoreError
+from centrobind.fitting import run_config
+from centrobind.metrics import retrieval
+from centrobind.model import build_binder
+from centrobind.serve.app import is_loopback, listen, make_app
+from centrobind.serve.gallery import Part, open_gallery
+from centrobind.serve.guard import Bounds, Guard
+from conftest import mixed_samples
+from scene import ask, form
+
+for package in ("starlette", "uvicorn", "python_multipart"):
+    pytest.importorskip(package, reason="needs the extra: pip install 'centrobind[serve]'")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Four modalities with gaps, one of each kind, in a binder that learned nothing."""
+    folder = tmp_path_factory.mktemp("serve")
+    samples = mixed_samples()
+    write_store(folder / "store", [samples])
+    save(build_binder(samples, dim=8), folder / "binder")
+    gallery = open_gallery(folder / "binder.safetensors", folder / "store")
+    return folder, gallery, make_app(gallery)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def npy(values):
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def first_with(gallery, modality):
+    return int(np.flatnonzero(gallery.samples.columns[modality].present)[0])
+
+
+# ---- answers ------------------------------------------------------------------------------------------------------
+
+
+def test_search_is_the_literal_one(world):
+    _, gallery, app = world
+    text = {"modality": "text", "text": "green thing"}
+    found = ask(app, "POST", "/api/search", {"query": [text, {"id": "3"}], "minus": [{"id": "7"}], "k": 5}).json()
+    z = gallery.binder.embed(gallery.samples)
+    parts = [gallery.binder.embed({"text": ["green thing"]}).z[0, 0]]
+    for row in (3, 7):
+        centre = torch.stack([z.z[m, row] for m in range(4) if z.present[m, row]]).mean(0)
+        parts.append(centre / centre.norm())
+    wanted = (parts[0] + parts[1]) / 2
+    wanted = wanted - (wanted @ parts[2]) * parts[2]
+    wanted = wanted / wanted.norm()
+    assert set(found["hits"]) == set(gallery.modalities)
+    for m, name in enumerate(z.modalities):
+        score = {str(i): float(z.z[m, i] @ wanted) for i in range(60) if z.present[m, i]}
+        expected = sorted(score, key=score.get, reverse=True)[:5]
+        assert [hit["id"] for hit in found["hits"][name]] == expected
+        assert [hit["score"] for hit in found["hits"][name]] == pytest.approx([score[i] for i in expected], abs=1e-4)
+    together = {}
+    for i in range(60):
+        centre = torch.stack([z.z[m, i] for m in range(4) if z.present[m, i]]).mean(0)
+        together[str(i)] = float(centre @ wanted / centre.norm())
+    best = sorted((i for i in together if i != "3"), key=together.get, reverse=True)[:5]
+    assert [hit["id"] for hit in found["samples"]] == best
+
+
+def test_what_is_asked_with_is_not_found_in_its_own_modality(world):
+    _, gallery, app = world
+    row = first_with(gallery, "vector")
+    query = [{"modality": "vector", "id": str(row)}]
+    found = ask(app, "POST", "/api/search", {"query": query, "k": 60}).json()["hits"]
+    assert str(row) not in [hit["id"] for hit in found["vector"]] and len(found["vector"]) > 20
+    for name in gallery.modalities[:-1]:
+        if gallery.samples.columns[name].present[row]:
+            assert str(row) in [hit["id"] for hit in found[name]]
+
+
+def test_search_can_be_narrowed_and_sized(world):
+    _, _, app = world
+    query = {
+        "query": [{"modality": "text", "text": "red thing"}],
+        "where": {"label": "1", "split": ["train"]},
+        "want": ["text"],
+        "k": 3,
+    }
+    found = ask(app, "POST", "/api/search", query).json()
+    assert list(found["hits"]) == ["text"] and len(found["hits"]["text"]) == 3
+    assert {hit["label"] for hit in found["hits"]["text"]} == {"1"}
+
+
+def test_every_kind_of_value_can_ask(world):
+    """The same value as a file, as numbers and as the sample itself lies at the same place."""
+    _, gallery, app = world
+    uploads = {"picture": png, "series": npy, "vector": npy, "text": str.encode}
+    for name, column in gallery.samples.columns.items():
+        row = first_with(gallery, name)
+        value = column.take(np.array([row]))[0]
+        body, headers = form({"query": [{"modality": name, "file": "f"}]}, f=uploads[name](value))
+        places = [ask(app, "POST", "/api/embed", body, headers=headers)]
+        plain = {"text": value} if name == "text" else {"values": value.tolist()}
+        places += [
+            ask(app, "POST", "/api/embed", {"query": [{"modality": name, **part}]})
+            for part in (plain, {"id": str(row)})
+        ]
+        vectors = [place.json()["vector"] for place in places]
+        assert np.allclose(vectors[0], vectors[1], atol=1e-5) and np.allclose(vectors[0], vectors[2], atol=1e-5), name
+        assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_values_come_as_files(world):
+    _, gallery, app = world
+    for name, column in gallery.samples.columns.items():
+        row = first_with(gallery, name)
+        value, answer = column.take(np.array([row]))[0], ask(app, "GET", f"/api/value/{name}/{row}")
+        kind = answer.headers["content-type"]
+        if name == "picture":
+            assert kind == "image/png" and (np.asarray(Image.open(io.BytesIO(answer.body))) == value).all()
+        elif name == "text":
+            assert kind.startswith("text/plain") and answer.body.decode() == value
+        else:
+            assert kind == "application/json" and np.allclose(answer.json()["values"], value)
+    missing = int(np.flatnonzero(~gallery.samples.columns["text"].present)[0])
+    assert ask(app, "GET", f"/api/value/text/{missing}").status == 404
+    assert ask(app, "GET", "/api/value/text/0?v=1").headers["cache-control"].startswith("private, max-age")
+
+
+def test_points_are_the_map(world):
+    _, gallery, app = world
+    points = ask(app, "GET", "/api/points").json()
+    assert len(points["x"]) == len(points["kept"]) == int(gallery.samples.present.sum())
+    ids = np.array(points["ids"])[points["sample"]]
+    assert (ids == np.array(gallery.samples.ids[:])[gallery.atlas.row]).all()
+    assert points["label"] == gallery.samples.label.codes[np.unique(gallery.atlas.row)].tolist()
+
+
+def test_the_report_measures_what_was_held_out(world):
+    _, gallery, app = world
+    said = ask(app, "GET", "/api/report").json()
+    test = gallery.samples.part("test")
+    assert said["split"] == "test" and said["samples"] == len(test)
+    assert said["matrix"] == pytest.approx(retrieval(gallery.binder.embed(test)))
+    assert said["objective"] is None and ask(app, "GET", "/report").status == 404
+
+
+def test_a_run_says_what_it_was_trained_with_and_shows_its_own_page(tmp_path):
+    """A run's folder, and a demo's, whose binder is that of the run it chose."""
+    samples = mixed_samples()
+    chosen = {
+        "data": "-",
+        "out": str(tmp_path / "demo" / "all_pairs"),
+        "objective": {"name": "all_pairs", "temperature": 0.3},
+    }
+    run_config(check_config({**chosen, "dim": 8, "train": {"steps": 1, "tensorboard": False}}, "test"), samples)
+    binder = tmp_path / "demo" / "all_pairs" / "binder.safetensors"
+    (tmp_path / "demo" / "binder.safetensors").write_bytes(binder.read_bytes())
+    (tmp_path / "demo" / "report.html").write_text("<h1>its own</h1>")
+    results = {"chosen": "all pairs", "rows": [{"label": "other"}, {"label": "all pairs", "config": chosen}]}
+    (tmp_path / "demo" / "results.json").write_text(json.dumps(results))
+    write_store(tmp_path / "store", [samples])
+    for run in (tmp_path / "demo", binder.parent):
+        gallery = open_gallery(run, tmp_path / "store", cache=tmp_path / "cache")
+        assert gallery.report()["objective"] == {"name": "all_pairs", "temperature": pytest.approx(0.3)}
+    page = ask(
+        make_app(open_gallery(tmp_path / "demo", tmp_path / "store", cache=tmp_path / "cache")), "GET", "/report"
+    )
+    assert page.body == b"<h1>its own</h1>" and "sandbox" in page.headers["content-security-policy"]
+
+
+def test_the_page_and_its_files(world):
+    _, _, app = world
+    page = ask(app, "GET", "/")
+    assert (
+        page.status == 200
+        and "style=" not in page.body.decode()
+        and "http" not in page.body.decode().replace("/api", "")
+    )
+    import re
+
+    for name in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.body.decode()):
+        found = ask(app, "GET", name)
+        assert found.status == 200 and found.body, name
+        for other in re.findall(r'from "\./([a-z]+\.js)"', found.body.decode()):
+            assert ask(app, "GET", f"/static/{other}").status == 200, other
+        assert "innerHTML" not in found.body.decode() and "://" not in found.body.decode().replace(
+            "http://www.w3.org/2000/svg", ""
+        )
+
+
+def check_schema(value, schema, schemas, where="answer"):
+    """Enough of JSON Schema for ours."""
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].rsplit("/", 1)[1]]
+    if "oneOf" in schema:
+        failures = []
+        for one in schema["oneOf"]:
+            try:
+                return check_schema(value, one, schemas, where)
+            except AssertionError as error:
+                failures.append(error)
+        raise AssertionError(f"{where}: {failures}")
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+        "null": type(None),
+    }
+    if "type" in schema:
+        assert isinstance(value, kinds[schema["type"]]), (where, schema["type"], value)
+    if "enum" in schema:
+        assert value in schema["enum"], where
+    if isinstance(value, list):
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", 10**9), where
+        for n, one in enumerate(value):
+            check_schema(one, schema.get("items", {}), schemas, f"{where}[{n}]")
+    if isinstance(value, dict) and "type" in schema:
+        known = schema.get("properties", {})
+        assert set(schema.get("required", [])) <= value.keys(), where
+        more = schema.get("additionalProperties", {})
+        assert more is not False or value.keys() <= known.keys(), (where, value.keys() - known.keys())
+        for key, one in value.items():
+            check_schema(one, known.get(key, more if isinstance(more, dict) else {}), schemas, f"{where}.{key}")
+    return None
+
+
+def test_every_route_is_described_and_answers_as_described(world):
+    _, _, app = world
+    said = ask(app, "GET", "/api/openapi.json").json()
+    routes = {route.path.replace(":path", "") for route in app.app.routes if route.path.startswith("/api")}
+    assert set(said["paths"]) == routes
+    schemas = said["components"]["schemas"]
+    query = {"query": [{"modality": "text", "text": "red"}], "k": 2, "where": {"split": ["test"]}}
+    check_schema(query, {"$ref": "#/Query"}, schemas)
+    for path, operations in said["paths"].items():
+        (method,) = operations
+        schema = operations[method]["responses"]["200"]["content"].get("application/json", {}).get("schema")
+        body = query if method == "post" else b""
+        answer = ask(app, method.upper(), path.format(id="1", modality="text"), body)
+        assert answer.status == 200, path
+        if schema:
+            check_schema(answer.json(), schema, schemas, path)
+        refused = ask(app, "POST", path, [] if method == "post" else b"")
+        assert 400 <= refused.status < 500
+        check_schema(refused.json(), {"$ref": "#/Error"}, schemas)
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+def bomb():
+    """36 million pixels in a few kB."""
+    buffer = io.BytesIO()
+    Image.new("1", (12_000, 3_000)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+BAD = {
+    "no query": ({}, 400, "something to look for"),
+    "a list": ([1], 400, "JSON object"),
+    "text for parts": ({"query": "knight"}, 400, "list of objects"),
+    "two ways": ({"query": [{"modality": "text", "text": "a", "id": "1"}]}, 400, "one of id, text, values or file"),
+    "unknown modality": ({"query": [{"modality": "smell", "text": "a"}]}, 400, "no modality 'smell'"),
+    "a list as modality": ({"query": [{"modality": ["text"], "text": "a"}]}, 400, "expected a name"),
+    "no modality": ({"query": [{"text": "a"}]}, 400, "no modality None"),
+    "unknown id": ({"query": [{"id": "no"}]}, 400, "no sample 'no'"),
+    "a number as id": ({"query": [{"id": 3}]}, 400, "expected a text"),
+    "text of numbers": ({"query": [{"modality": "text", "values": [1]}]}, 400, "expected a text"),
+    "numbers of another shape": ({"query": [{"modality": "vector", "values": [1, 2]}]}, 400, "shape [5]"),
+    "ragged": ({"query": [{"modality": "vector", "values": [[1], [2, 3]]}]}, 400, "one length"),
+    "words for numbers": ({"query": [{"modality": "vector", "values": ["a"] * 5}]}, 400, "expected numbers"),
+    "infinite": ({"query": [{"modality": "vector", "values": [1e999] * 5}]}, 400, "finite"),
+    "empty text": ({"query": [{"modality": "text", "text": "  "}]}, 400, "without a letter"),
+    "long text": ({"query": [{"modality": "text", "text": "a" * 10_001}]}, 400, "more than the 10,000"),
+    "a path": ({"query": [{"modality": "picture", "file": "/etc/passwd"}]}, 400, "one of the form's files []"),
+    "k": ({"query": [{"id": "1"}], "k": 1000}, 400, "1 to 200"),
+    "true k": ({"query": [{"id": "1"}], "k": True}, 400, "1 to 200"),
+    "want": ({"query": [{"id": "1"}], "want": "text"}, 400, "list of modalities"),
+    "unknown want": ({"query": [{"id": "1"}], "want": ["smell"]}, 400, "no modality 'smell'"),
+    "where": ({"query": [{"id": "1"}], "where": {"label": 3}}, 400, "categories"),
+    "unknown category": ({"query": [{"id": "1"}], "where": {"label": "9"}}, 400, "expected some of"),
+    "where what": ({"query": [{"id": "1"}], "where": {"size": "9"}}, 400, "expected some of"),
+    "many": ({"query": [{"id": "1"}] * 17}, 400, "at most 16"),
+    "unknown key": ({"query": [{"id": "1"}], "limit": 3}, 400, "unknown ['limit']"),
+    "nothing is left": ({"query": [{"id": "1"}], "minus": [{"id": "1"}]}, 400, "nothing is left"),
+    "not JSON": (b"{", 400, "not JSON"),
+    "deep JSON": (b"[" * 100_000, 400, "not JSON"),
+    "bytes": (b"\xff\xfe", 400, "not JSON"),
+    "large JSON": (b'{"query": "' + b"a" * 2**20 + b'"}', 413, "letters"),
+    "a bomb": (form({"query": [{"modality": "picture", "file": "f"}]}, f=bomb()), 400, "pixels"),
+    "no picture": (form({"query": [{"modality": "picture", "file": "f"}]}, f=b"GIF89a nonsense"), 400, "picture"),
+    "pickled": (form({"query": [{"modality": "vector", "file": "f"}]}, f=npy(np.array([{}]))), 400, "unpickled"),
+    "empty file": (form({"query": [{"modality": "vector", "file": "f"}]}, f=b""), 400, "empty file"),
+    "no form": ((b"nonsense", {"content-type": "multipart/form-data; boundary=x"}), 400, ""),
+    "no boundary": ((b"nonsense", {"content-type": "multipart/form-data"}), 400, ""),
+    "a form of XML": ((b"<a/>", {"content-type": "text/xml"}), 415, "expected application/json"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_said_in_words(world, name):
+    _, _, app = world
+    body, status, says = BAD[name]
+    headers = {"content-type": "application/json"}
+    if isinstance(body, tuple):
+        body, headers = body
+    for path in ("/api/search", "/api/embed"):
+        answer = ask(app, "POST", path, body, headers=headers)
+        if path == "/api/embed" and (
+            "want" in name or "k" in name.split() or "where" in name or "category" in name or "unknown key" in name
+        ):
+            continue
+        assert answer.status == status and says in answer.json()["error"], answer
+        assert "Traceback" not in answer.json()["error"] and "/site-packages" not in answer.json()["error"]
+
+
+def test_no_path_is_ever_opened(world):
+    _, _, app = world
+    for path in (
+        "/static/../api.py",
+        "/static/%2e%2e/api.py",
+        "/static/..%2Fapi.py",
+        "/../../etc/passwd",
+        "/api/value/picture/../../../etc/passwd",
+        "/api/value/text//etc/passwd",
+        "/api/sample/../store",
+    ):
+        answer = ask(app, "GET", path)
+        assert answer.status == 404 and "error" in answer.json(), path
+    assert ask(app, "DELETE", "/api/sample/1").status == 405
+
+
+def test_every_answer_has_the_headers_that_keep_a_page_in_its_place(world):
+    _, _, app = world
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/static/page.js"),
+        ("GET", "/api/about"),
+        ("GET", "/nowhere"),
+        ("POST", "/api/search"),
+    ):
+        headers = ask(app, method, path).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert (
+            policy["default-src"] == "'none'" and policy["script-src"] == "'self'" and policy["style-src"] == "'self'"
+        )
+        assert (
+            headers["x-content-type-options"] == "nosniff" and headers["cross-origin-resource-policy"] == "same-origin"
+        )
+        assert "access-control-allow-origin" not in headers and "server" not in headers
+
+
+def test_only_its_own_names_and_pages_may_ask(world):
+    _, gallery, app = world
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "127.0.0.1.evil", "[::2]:80"):
+        answer = ask(app, "GET", "/api/about", headers={"host": host})
+        assert answer.status == 421 and "--allow-host" in answer.json()["error"], host
+    for host in ("localhost", "LOCALHOST:9", "127.0.0.1:8000", "[::1]:8000"):
+        assert ask(app, "GET", "/api/about", headers={"host": host}).status == 200, host
+    assert ask(make_app(gallery, allow=["mine.local"]), "GET", "/", headers={"host": "mine.local:1"}).status == 200
+    query = {"query": [{"id": "1"}]}
+    for origin, status in (("http://evil.example", 403), ("null", 403), ("http://localhost:8000", 200), (None, 200)):
+        assert ask(app, "POST", "/api/search", query, headers={"origin": origin}).status == status, origin
+
+
+def test_beyond_loopback_a_token_is_needed(world):
+    _, gallery, _ = world
+    with pytest.raises(RunError, match="token"):
+        make_app(gallery, host="0.0.0.0")
+    app = make_app(gallery, host="0.0.0.0", token="s3cret")
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer "},
+        {"cookie": "centrobind_token=no"},
+        {"cookie": "\x01=;;="},
+    ):
+        for path in ("/", "/static/page.js", "/api/about", "/nowhere", "/?token=wrong", "/api/about?token=s3cret"):
+            assert ask(app, "GET", path, headers=headers).status == 401, (headers, path)
+    assert ask(app, "GET", "/api/about", headers={"authorization": "Bearer s3cret"}).status == 200
+    entered = ask(app, "GET", "/?token=s3cret", headers={"host": "any.name"})
+    assert entered.status == 303 and entered.headers["location"] == "/"
+    cookie = entered.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert ask(app, "GET", "/api/about", headers={"cookie": cookie.partition(";")[0]}).status == 200
+    assert [
+        is_loopback(host)
+        for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org")
+    ] == [True] * 4 + [False] * 4
+
+
+def test_bodies_have_bounds(world):
+    _, gallery, _ = world
+    app = make_app(gallery, bounds=Bounds(bytes=1000, receive=0.2))
+    headers = {"content-type": "application/json"}
+    assert ask(app, "POST", "/api/search", b"a" * 1001, headers=headers).status == 413
+    piecemeal = {**headers, "content-length": None, "transfer-encoding": "chunked"}
+    assert ask(app, "POST", "/api/search", headers=piecemeal, pieces=[b"a" * 600] * 2).status == 413
+    assert ask(app, "POST", "/api/search", headers=piecemeal, pieces=[b"a"] * 40, wait=0.02).status == 408
+    said = json.dumps({"query": [{"id": "1"}]}).encode()
+    assert ask(app, "POST", "/api/search", headers=piecemeal, pieces=[said[:9], said[9:]]).status == 200
+
+
+def test_large_bodies_wait_for_each_other_and_the_place_is_given_back():
+    """More uploads than are held at a time, some of them broken off: all get an answer."""
+    most = held = 0
+
+    async def slow(scope, receive, send):
+        nonlocal most, held
+        held += 1
+        most = max(most, held)
+        await asyncio.sleep(0.01)
+        held -= 1
+        raise RuntimeError("on purpose")
+
+    guard = Guard(slow, frozenset({"localhost"}), bounds=Bounds(bytes=2**20, uploads=2, receive=5))
+    said = []
+
+    async def one(gone):
+        async def receive():
+            return {"type": "http.disconnect"} if gone else {"type": "http.request", "body": b"a"}
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                said.append(message["status"])
+
+        headers = [(b"host", b"localhost"), (b"content-length", b"100000")]
+        await guard(
+            {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}, receive, send
+        )
+
+    async def all_of_them():
+        await asyncio.gather(*(one(n % 3 == 0) for n in range(12)))
+
+    asyncio.run(all_of_them())
+    assert most == 2 and sorted(said) == [400] * 4 + [500] * 8
+
+
+def test_a_fault_of_ours_is_not_shown(world, caplog):
+    async def broken(scope, receive, send):
+        raise RuntimeError("the secret plan")
+
+    async def late(scope, receive, send):
+        await asyncio.sleep(5)
+
+    broken_inside = make_app(world[1])
+    broken_inside.app.router.routes[0].app = broken
+    for app in (Guard(broken, None), broken_inside):
+        caplog.clear()
+        answer = ask(app, "GET", "/")
+        assert answer.status == 500 and "log" in answer.json()["error"]
+        assert "secret" not in answer.body.decode() and "secret" in caplog.text
+    answer = ask(Guard(late, None, bounds=Bounds(answer=0.05)), "GET", "/")
+    assert answer.status == 503 and "no answer within" in answer.json()["error"]
+
+
+# ---- opening ------------------------------------------------------------------------------------------------------
+
+
+def test_index_and_map_are_made_once_and_follow_the_data(world, monkeypatch):
+    folder, gallery, _ = world
+    kept = sorted(path.name for path in (folder / "serve").rglob("*"))
+    before = (folder / "serve").stat().st_mtime_ns
+    again = open_gallery(folder / "binder.safetensors", folder / "store")
+    assert (again.atlas.xy == gallery.atlas.xy).all() and (folder / "serve").stat().st_mtime_ns == before
+    assert sorted(path.name for path in (folder / "serve").rglob("*")) == kept
+    damaged, *_ = (folder / "serve").rglob("index.json")
+    damaged.write_text("{")
+    assert len(open_gallery(folder / "binder.safetensors", folder / "store").index) == 60
+    part = open_gallery(folder / "binder.safetensors", folder / "store", split="test", cache=folder / "elsewhere")
+    assert 0 < len(part.samples) < 60 and len(list((folder / "elsewhere").iterdir())) == 1
+    own = open_gallery(folder / "binder.safetensors", folder / "store", index=part.index.path)
+    assert set(own.samples.ids[:]) == set(part.samples.ids[:])
+    found = own.search([Part("text", "red thing")])
+    assert {hit["id"] for hit in found["samples"]} <= set(part.samples.ids[:])
+
+
+def test_what_cannot_be_served_is_said(world, tmp_path, monkeypatch):
+    folder, gallery, _ = world
+    samples = mixed_samples()
+    save(build_binder(samples, dim=8, seed=1), tmp_path / "other")
+    with pytest.raises(StoreError, match="another binder|embeddings of binder"):
+        open_gallery(tmp_path / "other.safetensors", folder / "store", index=gallery.index.path)
+    with pytest.raises(DataError, match="none of its modalities"):
+        open_gallery(folder / "binder.safetensors", "xor")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RunError, match="--port"):
+            listen(gallery, port=taken.getsockname()[1])
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ExtraError, match=r"pip install 'centrobind\[serve\]'"):
+        listen(gallery)
+
+
+def test_the_demo_says_how_to_look_at_it(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from centrobind import cli
+
+    made, served = {"rows": [], "sentence": "", "verdicts": []}, []
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: made)
+    monkeypatch.setattr("centrobind.tables.terminal_table", lambda rows: "")
+    monkeypatch.setattr(cli, "serve_run", lambda *given, **more: served.append((given, more)))
+    said = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
+    assert said.output.splitlines()[-1].endswith(f"centrobind serve {tmp_path} glyphs") and not served
+    CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), "--serve"])
+    assert served == [((tmp_path, "glyphs"), {"browse": True})]
+
+
+# ---- a real socket ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(world):
+    """A server in a thread."""
+    _, gallery, _ = world
+    listening = listen(gallery, port=0)
+    thread = threading.Thread(target=lambda: asyncio.run(listening.run()))
+    thread.start()
+    yield urlsplit(listening.address)
+    listening.server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_64_clients_at_once(running):
+    """One request of each of five kinds from everybody; the minute is `python benchmarks/serve_load.py`."""
+    said, faults = [], []
+    body, headers = form({"query": [{"modality": "picture", "file": "f"}]}, f=png(np.full((40, 30), 90, np.uint8)))
+    asked = [
+        (
+            "POST",
+            "/api/search",
+            json.dumps({"query": [{"modality": "text", "text": "red"}]}),
+            {"content-type": "application/json"},
+            200,
+        ),
+        ("POST", "/api/search", body, headers, 200),
+        ("POST", "/api/search", "{", {"content-type": "application/json"}, 400),
+        ("GET", "/api/value/picture/8", None, {}, (200, 404)),
+        ("GET", "/api/points", None, {}, 200),
+    ]
+
+    def client(number):
+        try:
+            line = http.client.HTTPConnection(running.hostname, running.port, timeout=120)
+            for _ in range(len(asked)):
+                method, path, content, with_headers, expected = asked[number % len(asked)]
+                line.request(method, path, content, with_headers)
+                answer = line.getresponse()
+                answer.read()
+                if answer.status not in (expected if isinstance(expected, tuple) else (expected,)):
+                    faults.append((path, answer.status))
+                said.append(answer.status)
+                number += 1
+            line.close()
+        except Exception as error:
+            faults.append(error)
+
+    clients = [threading.Thread(target=client, args=(n,)) for n in range(64)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join(200)
+    assert not faults and len(said) == 64 * len(asked)
+
+
+def test_it_ends_without_losing_an_answer(world):
+    """SIGTERM while a body is still arriving: the answer comes, then the program ends with 0."""
+    folder, _, _ = world
+    command = [sys.executable, "-m", "centrobind", "serve", "binder.safetensors", "store", "--port", "0"]
+    server = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        address = urlsplit(server.stdout.readline().split()[-1])
+        body = json.dumps({"query": [{"id": "1"}]}).encode()
+        with socket.create_connection((address.hostname, address.port), timeout=20) as line:
+            line.sendall(
+                b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            )
+            line.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
+            time.sleep(0.3)
+            server.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert server.poll() is None
+            line.sendall(body[5:])
+            said = b""
+            while more := line.recv(65536):
+                said += more
+        assert said.startswith(b"HTTP/1.1 200") and b'"samples"' in said
+        assert server.wait(20) == 0 and "Traceback" not in server.stderr.read()
+    finally:
+        server.kill()
+        server.communicate()
