@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from centrobind import tuples
 from centrobind.augment import augment
 from centrobind.config import TrainConfig
 from centrobind.data import ReadAhead, Samples, train_and_valid
@@ -81,6 +82,7 @@ def gradient(team, name, count, layout):
 
 
 def gradients(team):
+    tuples.TILE = 3  # several of them, even here, and some across the border between ranks
     return {case: gradient(team, *case) for case in CASES}
 
 
@@ -172,7 +174,13 @@ def interrupted(team, path, at=5):
     return None
 
 
-COUNTED = {"leave_one_out": 4, "all_pairs": 12, "gram": 0}
+COUNTED = {  # comparisons without views and with them, and exchanged sums for each of their columns
+    "leave_one_out": (4, 4, 1),
+    "all_pairs": (6, 12, 1),
+    "pmrl": (1, 2, 1),
+    "gram": (4, 4, 2),
+    "symile": (4, 4, 0),
+}
 
 
 def counted(team):
