@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors types seeds data datasets inputs ranks augment encoders model gradcache anchors fused infonce tuples losses joint objectives
+errors types seeds data datasets inputs ranks augment encoders model gradcache shard anchors fused infonce tuples losses joint objectives
 metrics config checkpoint run progress theory step nonfinite train realignment embedding fitting memory evaluation findings
 diagnosis tables plots report arena demo cli __main__
 """.split()

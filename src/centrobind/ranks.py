@@ -101,9 +101,9 @@ class Team:
     @torch.no_grad()
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over ranks; one that no rank has stays None, as for a single process."""
-        if self.size == 1:
-            return
         trained = [value for value in parameters if value.requires_grad]
+        if self.size == 1 or not trained:
+            return
         there = torch.tensor([value.grad is not None for value in trained], device=trained[0].device)
         there = self._reduce(there.to(torch.uint8), dist.ReduceOp.MAX).tolist()
         for bucket in _buckets([value for value, found in zip(trained, there) if found]):
