@@ -9,6 +9,8 @@ next to those of one process; and the two usual slips in place of ours:
     local loss        each rank compares its own samples only, gradients are averaged (plain DDP)
     cut gather        embeddings are gathered without gradient, a rank's own put back, gradients are averaged
 
+Joint: the most memory that the loss of an objective takes, by whole matrices and in tiles.
+
 Weak scaling: seconds a step with one thread per process and the same number of samples per process.
 """
 
@@ -28,23 +30,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from centrobind import infonce, tuples
 from centrobind.augment import augment
 from centrobind.config import TrainConfig
 from centrobind.data import Samples
 from centrobind.datasets import synthetic
 from centrobind.errors import DataError
+from centrobind.memory import allocations
 from centrobind.model import build_binder
 from centrobind.objectives import OBJECTIVES
 from centrobind.ranks import ALONE, Team, bytes_per_step, joined
 from centrobind.seeds import seeded
 from centrobind.train import train
-from centrobind.types import Embeddings
+from centrobind.types import Embeddings, unit
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 FORMS = ("ours", "local loss", "cut gather")
 SIZES = (2, 3)
 PER_RANK = (256, 1024)
+JOINT, JOINT_SAMPLES = ("symile", "gram", "triangle", "pmrl", "ova_ib"), (1024, 2048)
 NAMES = ("image", "audio", "text")
 EXAMPLES = {  # ranks, samples of the whole batch, dimensions, trained numbers
     "a laptop, two processes": (2, 512, 64, 500_000),
@@ -68,6 +73,7 @@ def measured() -> dict:
     for size in SIZES:
         for name, forms in start(size, parity_on_this_rank).items():
             parity[name][str(size)] = {form: compared(made, alone[name]) for form, made in forms.items()}
+    joint = {name: {str(size): peaks(name, size) for size in JOINT_SAMPLES} for name in JOINT}
     traffic = {
         label: bytes_per_step(ranks=k, modalities=3, samples=n, dim=d, parameters=p)
         for label, (k, n, d, p) in EXAMPLES.items()
@@ -75,6 +81,7 @@ def measured() -> dict:
     return {
         "torch": torch.__version__,
         "parity": parity,
+        "joint": joint,
         "weak_scaling": weak_scaling(),
         "bytes_per_step": traffic,
     }
@@ -104,7 +111,13 @@ def tables(found: dict) -> dict[str, str]:
         [per_rank, *(f"{about[size]:.3f}" for size in ("one", "two")), f"{about['throughput']:.2f}"]
         for per_rank, about in found["weak_scaling"].items()
     ]
+    joint = [
+        [f"`{name}`", *(f"{made[form] / 1e6:,.0f}" for made in sizes.values() for form in ("matrices", "tiles"))]
+        for name, sizes in found["joint"].items()
+    ]
+    heads_joint = [f"{size} samples, {form}" for size in JOINT_SAMPLES for form in ("matrices", "tiles")]
     return {
+        "joint": table(["objective", *heads_joint], joint),
         "parity": table(["objective", *heads], parity),
         "bytes": table(["", "K", "N", "D", "P", *sent], traffic),
         "scaling": table(["samples per process", "1 process, s", "2 processes, s", "throughput"], scaling),
@@ -178,6 +191,30 @@ def compared(made: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
         "cosine": float(made @ expected / (made.norm() * expected.norm())),
         "length": float(made.norm() / expected.norm()),
     }
+
+
+# ---- memory of the joint objectives --------------------------------------------------------------------------------
+
+
+def peaks(name: str, samples: int) -> dict[str, int]:
+    """Bytes beyond the inputs, forward and backward, M = 3 of 256 dimensions, with views; gradients are counted."""
+    draw = torch.Generator().manual_seed(0)
+    made = [unit(torch.randn(3, samples, 256, generator=draw)).requires_grad_() for _ in range(2)]
+    there = torch.ones(3, samples, dtype=torch.bool)
+    was = tuples.DENSE_UP_TO, infonce.DENSE_UP_TO
+
+    def both_ways() -> None:
+        z, views = (Embeddings(each, there, NAMES) for each in made)
+        make(name)(z, views=views).total.backward()
+
+    found = {}
+    for form, up_to in (("matrices", samples), ("tiles", 0)):
+        tuples.DENSE_UP_TO = infonce.DENSE_UP_TO = up_to
+        found[form] = allocations(both_ways)[2]
+        for each in made:
+            each.grad = None
+    tuples.DENSE_UP_TO, infonce.DENSE_UP_TO = was
+    return found
 
 
 # ---- weak scaling -----------------------------------------------------------------------------------------------

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from centrobind import shard, tuples
+from centrobind import train as train_module
 from centrobind.augment import augment
 from centrobind.config import TrainConfig
 from centrobind.data import ReadAhead, Samples, train_and_valid
@@ -81,6 +84,7 @@ def gradient(team, name, count, layout):
 
 
 def gradients(team):
+    tuples.TILE = 3  # several of them, even here, and some across the border between ranks
     return {case: gradient(team, *case) for case in CASES}
 
 
@@ -157,7 +161,7 @@ def in_chunks(team, path):
     return trained(team, path, settings=SETTINGS.model_copy(update={"steps": 3, "chunk": chunk}))[0]
 
 
-def interrupted(team, path, at=5):
+def interrupted(team, path, settings=SETTINGS, at=5):
     """Ctrl-C on the last rank in a step; what every rank says then, and the rows it read."""
 
     def twice():
@@ -166,13 +170,54 @@ def interrupted(team, path, at=5):
 
     with seen_rows(at, twice if team.rank == team.size - 1 else int) as seen:
         try:
-            trained(team, path)
+            trained(team, path, settings=settings)
         except RunError as error:
             return str(error), error.said, seen
     return None
 
 
-COUNTED = {"leave_one_out": 4, "all_pairs": 12, "gram": 0}
+SHARED = SETTINGS.model_copy(update={"steps": 3, "shard": True, "chunk": 3, "batch_size": 13})
+
+
+def shares(team, broken=False):
+    """Weights after three steps with divided towers, one of them frozen, and the bytes of towers and optimizer here.
+
+    13 samples in chunks of 3 are 2 and 3 chunks on two ranks, and 2, 2 and 2 on three; hardly any has a text.
+    """
+    made, plain = [], train_module.make_optimizer
+    draw, texts = np.random.default_rng(0), [f"{'word ' * (i % 4)}{i}" for i in range(13)]
+    columns = {"text": texts, "vector": draw.normal(size=(13, 5)), "series": draw.normal(size=(13, 12, 2))}
+    learn = Samples.of(columns, present={"text": np.arange(13) > 10})
+    encoders = {"text": {"encoder": "transformer", "width": 8, "heads": 2}, "vector": {"encoder": "mlp", "depth": 3}}
+    binder = build_binder(learn, dim=8, encoders=encoders).double()
+    if broken:
+        torch.nn.init.constant_(binder.towers["vector"].head.weight, torch.nan)
+    objective = OBJECTIVES["fabind"](anchor="series", frozen=True).double()
+
+    def make_optimizer(*args):
+        made.append(plain(*args))
+        return made[-1]
+
+    with mock.patch.object(train_module, "make_optimizer", make_optimizer), mock.patch.object(shard, "BLOCK", 100):
+        train(binder, objective, learn, learn, SHARED)
+    (optimizer,) = made
+    held = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    held += [value for group in optimizer.param_groups for value in group["params"]]
+    return binder.state_dict(), sum(getattr(v, "to_local", lambda v=v: v)().nbytes for v in held)
+
+
+def unsound(team):
+    """What every rank says when a step with divided towers is not finite."""
+    return said(lambda: shares(team, broken=True))
+
+
+COUNTED = {  # comparisons without views and with them, and exchanged sums for each of their columns
+    "leave_one_out": (4, 4, 1),
+    "all_pairs": (6, 12, 1),
+    "pmrl": (1, 2, 1),
+    "gram": (4, 4, 2),
+    "symile": (4, 4, 0),
+}
 
 
 def counted(team):
@@ -248,7 +293,7 @@ def one_dies(team, folder):
 def start(size, jobs, folder: Path) -> list[dict]:
     """Run functions of this module on so many ranks; what each rank found, by job, or the traceback of its error."""
     context = multiprocessing.get_context("forkserver")  # imports torch once, forks before it has threads
-    context.set_forkserver_preload(["centrobind.fitting", "torch._dynamo"])
+    context.set_forkserver_preload(["centrobind.fitting", "torch._dynamo", "torch.distributed.fsdp"])
     ranks = [context.Process(target=_rank, args=(rank, size, jobs, folder)) for rank in range(size)]
     for rank in ranks:
         rank.start()
@@ -267,7 +312,7 @@ def _rank(rank, size, jobs, folder):
     with joined() as team:
         for name, *args in jobs:
             try:
-                made[name] = globals()[name](team, *args)
+                made[name] = globals()[name.removesuffix("_divided")](team, *args)
             except Exception:
                 made[name] = traceback.format_exc()
                 break

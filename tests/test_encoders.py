@@ -27,7 +27,6 @@ def test_width_is_what_comes_out(kind, name):
         encoder = make(kind, name, width=width)
         out = encoder(values(kind))
         assert encoder.width == width and out.shape == (6, width) and torch.isfinite(out).all()
-    assert make(kind, name)(values(kind)[:0]).shape[0] == 0, "a rank may have no sample of a modality"
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)

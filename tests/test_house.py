@@ -15,8 +15,8 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors extras types seeds data datasets inputs ranks augment pretrained encoders model gradcache anchors fused infonce losses joint objectives
-metrics config checkpoint run progress features theory step nonfinite train realignment embedding index fitting memory evaluation findings
+errors extras types seeds data datasets inputs ranks augment pretrained encoders model gradcache shard anchors fused infonce tuples
+losses joint objectives metrics config checkpoint run progress features theory step nonfinite train realignment embedding index fitting memory evaluation findings
 diagnosis tables plots report arena demo search_commands serve cli __main__
 """.split()
 INSIDE = {

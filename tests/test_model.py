@@ -20,6 +20,31 @@ def test_forward_puts_each_embedding_in_its_place(mixed):
         torch.testing.assert_close(made.z[m][made.present[m]], alone)
 
 
+class NeverNone(nn.Module):
+    """An encoder that refuses an empty batch, as attention does."""
+
+    width = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        assert len(x) > 0
+        return self.layer(x)
+
+
+def test_an_encoder_is_never_handed_an_empty_batch():
+    """One may refuse it; and towers that are divided among ranks need every layer to run on each of them."""
+    samples = Samples.of({"a": np.eye(5), "b": np.ones((5, 3))}, present={"b": np.arange(5) > 2})
+    binder = build_binder(samples, dim=6, encoders={"b": NeverNone()})
+    made = binder(binder.prepare(samples.batch(np.arange(3))))
+    assert made.z.shape == (2, 3, 6) and not made.z[1].any() and not made.present[1].any()
+    made.z.sum().backward()
+    assert all(value.grad is not None for value in binder.parameters())
+    assert not binder.towers["b"].encoder.layer.weight.grad.any() and binder.towers["a"].head.weight.grad.any()
+
+
 def test_embed_equals_forward_in_any_chunks_and_any_subset(mixed):
     binder = build_binder(mixed, dim=6).eval()
     whole = binder.embed(mixed)

@@ -42,12 +42,16 @@ def folder(tmp_path_factory):
 def found(folder):
     """What each rank of a group of two, then of three, brings home."""
     path = folder / "interrupted on 2"
-    jobs = [("gradients",), ("counted",), ("own_loop",), ("agreement",)]
+    divided, shard = folder / "divided", ranks_jobs.SETTINGS.model_copy(update={"shard": True})
+    jobs = [("gradients",), ("counted",), ("own_loop",), ("agreement",), ("shares",), ("unsound",)]
     on_two = [("trained", folder / "on 2"), ("interrupted", path), ("mistakes", folder / "mistakes")]
     on_two.append(("in_chunks", folder / "in chunks on 2"))
+    on_two.append(("interrupted_divided", divided, shard))
     made = {2: sound(ranks_jobs.start(2, jobs + on_two, folder))}
-    shutil.copytree(path, folder / "interrupted on 2, resumed alone")
+    for name in (path, divided):
+        shutil.copytree(name, f"{name}, resumed alone")
     on_three = [("trained", path, "random", ranks_jobs.SETTINGS, True)]
+    on_three.append(("trained_divided", divided, "random", shard, True))
     made[3] = sound(ranks_jobs.start(3, jobs + on_three, folder))
     return made
 
@@ -146,6 +150,31 @@ def test_another_number_of_ranks_goes_on_with_every_sample_once(found, alone, fo
             assert apart(same.values(), weights.values()) < 1e-8
 
 
+def test_divided_towers_train_as_whole_ones_and_take_a_part_of_the_memory(found):
+    weights, bytes_ = ranks_jobs.shares(ALONE)
+    for size in SIZES:
+        for same, held in (ranks["shares"] for ranks in found[size]):
+            assert same.keys() == weights.keys() and apart(same.values(), weights.values()) < 1e-8
+            assert bytes_ / size * 0.9 < held < bytes_ / size * 1.1
+        assert sum(ranks["shares"][1] for ranks in found[size]) == bytes_
+
+
+def test_a_divided_run_goes_on_whole_and_on_more_ranks(found, alone, folder):
+    weights, _ = alone
+    for said, _, before in (ranks["interrupted_divided"] for ranks in found[2]):
+        assert said.startswith("stopped after step 5 of 12") and len(before) == 5
+    one = ranks_jobs.trained(ALONE, folder / "divided, resumed alone", resume=True)
+    for same, _ in [one, *(ranks["trained_divided"] for ranks in found[3])]:
+        assert apart(same.values(), weights.values()) < 1e-8
+
+
+def test_a_step_of_divided_towers_that_is_not_finite_is_told_on_all(found):
+    for size in SIZES:
+        for ranks in found[size]:
+            assert ranks["unsound"].startswith("RunError: step 1 is not finite: loss nan")
+            assert "weights of vector" in ranks["unsound"]
+
+
 def test_what_one_rank_finds_wrong_is_said_on_all(found):
     first, second = (ranks["mistakes"] for ranks in found[2])
     assert first == second
@@ -176,10 +205,11 @@ def test_the_bytes_of_a_step_are_those_that_were_counted(size, found):
     for rank in range(size):
         for (name, augment), (calls, numbers, tensors) in found[size][rank]["counted"].items():
             about = {"modalities": 4, "samples": 14, "dim": 8, "texts": 1, "parameters": numbers, "tensors": tensors}
-            comparisons = ranks_jobs.COUNTED[name] // (1 if augment or name != "all_pairs" else 2)
-            expected = bytes_per_step(ranks=size, comparisons=comparisons, views=augment > 0, **about)
-            assert sum(ring[how](sent) for how, sent in calls) == pytest.approx(sum(expected.values()))
-            assert all(value > 0 for key, value in expected.items() if key != "columns" or comparisons)
+            *comparisons, sums = ranks_jobs.COUNTED[name]
+            about |= {"comparisons": comparisons[augment], "sums": sums, "views": augment > 0}
+            expected = bytes_per_step(ranks=size, **about)
+            assert sum(ring[how](sent) for how, sent in calls) == pytest.approx(sum(expected.values()), rel=1e-9)
+            assert all(value > 0 for value in expected.values())
 
 
 # ---- the command line -------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class TrainConfig(Strict):
     chunk: int | None = Field(
         None, ge=1, description="samples in a tower at a time: less memory, same gradient, a second forward pass"
     )
+    shard: bool = Field(False, description="large towers: each rank holds a part of them and of the optimizer's state")
     lr: float = Field(2e-3, gt=0, le=10, description="highest learning rate")
     warmup: float = Field(
         0.05, ge=0, le=1, description="share of the steps in which lr rises; then it falls as a cosine"

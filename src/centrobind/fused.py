@@ -230,7 +230,7 @@ class _Tiles:
         """() float64: the length of the longest row that is there."""
         present = present[:, self.own] if x is self.query else present
         most = x.new_zeros((), dtype=torch.float64)
-        for rows in _cut(x.shape[1], self.size[1]):
+        for rows in cut(x.shape[1], self.size[1]):
             lengths = x[:, rows].to(self.dtype).norm(dim=2).double()
             most = torch.maximum(most, torch.where(present[:, rows], lengths, 0).max())
         return most
@@ -239,7 +239,7 @@ class _Tiles:
         """() float64: the sum of query * other over everything that is present."""
         total = other.new_zeros((), dtype=torch.float64)
         for one in range(len(self.query)):
-            for rows in _cut(self.n, self.size[1]):
+            for rows in cut(self.n, self.size[1]):
                 total += (self.queries(one, rows) * other[one, rows]).sum()
         return total
 
@@ -248,9 +248,9 @@ class _Tiles:
         shift = logits.new_full((1,), -self.shift)
         groups = self.work.groups
         for term, (one, other) in enumerate(self.work.pairs):
-            for rows in _cut(self.n, self.size[0]):
+            for rows in cut(self.n, self.size[0]):
                 q = self.queries(one, rows)
-                for cols in _cut(self.N, self.size[1]):
+                for cols in cut(self.N, self.size[1]):
                     k = self.keys(other, cols)
                     s = logits[: len(q) * len(k)].view(len(q), len(k))
                     beta = 1.0 if self.shift else 0.0  # 0: the shift is not even read
@@ -363,6 +363,6 @@ def _leave_out(tile: _Tile, work: _Work) -> Tensor:
     return tile.s if tile.strangers is None else tile.s.masked_fill_(tile.strangers, -torch.inf)
 
 
-def _cut(samples: int, size: int) -> Iterator[slice]:
+def cut(samples: int, size: int) -> Iterator[slice]:
     """Slices that cover so many samples."""
     return (slice(start, min(start + size, samples)) for start in range(0, samples, size))

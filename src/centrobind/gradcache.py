@@ -30,8 +30,9 @@ class GradCache:
     Draws inside the towers (dropout) hang on the seed, the call and the chunk, so that both passes make the same.
     """
 
-    def __init__(self, towers: Callable[[Batch], Embeddings], chunk: int, *seed: int):
-        self.towers, self.chunk, self.seed = towers, chunk, seed
+    def __init__(self, towers: Callable[[Batch], Embeddings], chunk: int, *seed: int, most: int = 0):
+        """`most`: samples of the rank that has most, when towers are called by all ranks together or not at all."""
+        self.towers, self.chunk, self.seed, self.most = towers, chunk, seed, most
         self._calls: list[tuple[Batch, Tensor]] = []
 
     def __call__(self, batch: Batch) -> Embeddings:
@@ -52,17 +53,17 @@ class GradCache:
                     made.z.backward(z.grad[:, rows].to(made.z.dtype))
 
     def _embed(self, batch: Batch, call: int) -> Iterator[tuple[slice, Embeddings]]:
-        for place, (rows, part) in enumerate(chunks(batch, self.chunk)):
+        for place, (rows, part) in enumerate(chunks(batch, self.chunk, self.most)):
             with seeded(*self.seed, call, place):
                 made = self.towers(part)
             yield rows, made
 
 
-def chunks(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
-    """The batch in order, `size` samples at a time."""
+def chunks(batch: Batch, size: int, most: int = 0) -> Iterator[tuple[slice, Batch]]:
+    """The batch in order, `size` samples at a time; then empty ones, until `most` samples could have gone by."""
     before = torch.nn.functional.pad(batch.present.long().cumsum(1), (1, 0)).tolist()
-    for start in range(0, max(len(batch), 1), size):  # an empty one too: a rank may have no sample at all
-        rows = slice(start, min(start + size, len(batch)))
+    for start in range(0, max(len(batch), most, 1), size):  # an empty one too: a rank may have no sample at all
+        rows = slice(min(start, len(batch)), min(start + size, len(batch)))
         # Inputs hold only the samples that are there, so their places are counts of those before.
         inputs = {
             name: values[before[m][rows.start] : before[m][rows.stop]]

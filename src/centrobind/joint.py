@@ -2,7 +2,8 @@
 
 All of them need complete tuples, so they learn from the samples in which every modality is present. Each compares
 one modality of z with the tuple of the others' views, in turn, and averages over which one it is, so that none is
-an anchor; the released code of GRAM and TRIANGLE fixes it to text. Everything is O(N^2) in memory, nothing O(N^2 D).
+an anchor; the released code of GRAM and TRIANGLE fixes it to text. Scores of N candidates against N tuples are made in
+tiles (see tuples), and divided among ranks; PMRL and OVA-IB compare one vector with one vector, by infonce.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch.nn import functional as F
 
 from centrobind.anchors import leave_one_out, projection_on_others
 from centrobind.errors import DataError
+from centrobind.infonce import infonce
 from centrobind.losses import AnchorInfoNCE, Loss, Objective, intra_and_inter
+from centrobind.tuples import tuple_infonce
 from centrobind.types import Embeddings
 
 # Added under square roots and to the diagonal of Gram matrices. At perfect alignment a volume is 0 and its root has
@@ -30,29 +33,32 @@ class TupleInfoNCE(Objective):
         super().__init__(temperature, learn_temperature)
         self.label_smoothing = label_smoothing
 
-    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
-        """(N, K) scores of N candidates (N, D) against K tuples (M - 1, K, D)."""
+    both_ways = True
+
+    def tuples(self, others: Tensor) -> tuple[Tensor, ...]:
+        """What `score` wants to know of K tuples (M - 1, K, D)."""
         raise NotImplementedError
+
+    def score(self, one: Tensor, *tuples: Tensor) -> Tensor:
+        """(N, K) scores of N candidates (N, D) against the K tuples."""
+        raise NotImplementedError
+
+    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
+        return self.score(one, *self.tuples(others))
 
     def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
         views = z if views is None else views
         complete = complete_samples(z)
-        one, other = z.z[:, complete], views.z[:, complete]
         temperature = self.temperature()
-        terms = {}
-        for m, name in enumerate(z.modalities):
-            logits = self.logits(one[m], torch.cat([other[:m], other[m + 1 :]])) / temperature
-            target = torch.arange(len(logits), device=logits.device)
-            terms[f"{name}/to_tuple"] = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-            if self.both_ways:
-                terms[f"{name}/from_tuple"] = F.cross_entropy(logits.T, target, label_smoothing=self.label_smoothing)
+        forward, backward = self.losses(z.z[:, complete], views.z[:, complete], temperature)
+        terms = {f"{name}/to_tuple": term for name, term in zip(z.modalities, forward)}
+        if self.both_ways:
+            terms |= {f"{name}/from_tuple": term for name, term in zip(z.modalities, backward)}
         return Loss(torch.stack(list(terms.values())).mean(), lambda: measure(z, views, temperature, terms))
 
-    both_ways = True
-
-    def logits(self, one: Tensor, others: Tensor) -> Tensor:
-        """(N, N) scores while training; the positives are on the diagonal."""
-        return self.similarity(one, others)
+    def losses(self, one: Tensor, other: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each modality, (M,) each way, of samples that are complete."""
+        return tuple_infonce(self, one, other, temperature, smoothing=self.label_smoothing)
 
 
 class Symile(TupleInfoNCE):
@@ -67,16 +73,22 @@ class Symile(TupleInfoNCE):
     def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False):
         super().__init__(temperature=temperature, learn_temperature=learn_temperature)
 
-    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
-        return multilinear_scale(one, others) * one @ others.prod(0).T
+    def tuples(self, others: Tensor) -> tuple[Tensor, ...]:
+        return (multilinear_scale(others) * others.prod(0),)
 
-    def logits(self, one: Tensor, others: Tensor) -> Tensor:
-        shuffled = [other[torch.randperm(len(other), device=other.device)] for other in others]
-        negative = one @ torch.stack(shuffled).prod(0).T
-        positive = (one * others.prod(0)).sum(1)
-        return multilinear_scale(one, others) * torch.where(
-            torch.eye(len(one), dtype=torch.bool, device=one.device), positive[:, None], negative
-        )
+    def score(self, one: Tensor, *tuples: Tensor) -> Tensor:
+        return one @ tuples[0].T
+
+    def losses(self, one: Tensor, other: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        places = range(len(one))
+        shuffled = [torch.randperm(one.shape[1], device=one.device) for m in places for _ in places[1:]]
+        positive = []
+        for m in places:
+            (product,) = self.tuples(torch.cat([other[:m], other[m + 1 :]]))
+            positive.append((one[m] * product).sum(1))
+        order = torch.stack(shuffled).unflatten(0, (len(one), -1))
+        match = torch.stack(positive)
+        return tuple_infonce(self, one, other, temperature, both_ways=False, order=order, match=match)
 
 
 class GRAM(TupleInfoNCE):
@@ -90,13 +102,14 @@ class GRAM(TupleInfoNCE):
     def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False, label_smoothing: float = 0.1):
         super().__init__(temperature=temperature, learn_temperature=learn_temperature, label_smoothing=label_smoothing)
 
-    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
-        lower = torch.linalg.cholesky(_gram(others))  # (K, M-1, M-1)
-        inner = torch.einsum("nd,mkd->kmn", one, others).double()
-        inside = torch.linalg.solve_triangular(lower, inner, upper=False).square().sum(1)  # (K, N)
-        rest = (one.square().sum(1).double() + EPS - inside).clamp(min=0)
-        det = lower.diagonal(dim1=1, dim2=2).square().prod(1)[:, None] * rest
-        return -(det + EPS).sqrt().T.to(one.dtype)
+    def tuples(self, others: Tensor) -> tuple[Tensor, ...]:
+        lower, basis = _span(others)
+        return basis, lower.diagonal(dim1=1, dim2=2).square().prod(1).to(others.dtype)
+
+    def score(self, one: Tensor, *tuples: Tensor) -> Tensor:
+        basis, det = tuples
+        rest = (one.square().sum(1, keepdim=True) + EPS - _inside(one, basis)).clamp(min=0)
+        return -(det * rest + EPS).sqrt()
 
 
 class TRIANGLE(TupleInfoNCE):
@@ -110,16 +123,18 @@ class TRIANGLE(TupleInfoNCE):
     def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False, label_smoothing: float = 0.1):
         super().__init__(temperature=temperature, learn_temperature=learn_temperature, label_smoothing=label_smoothing)
 
-    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
+    def tuples(self, others: Tensor) -> tuple[Tensor, ...]:
         if len(others) != 2:
             raise DataError(f"triangle needs exactly three modalities, got {len(others) + 1}")
-        first, second = (one @ other.T for other in others)  # (N, K)
+        return *others, *others.square().sum(2), (others[0] * others[1]).sum(1)
+
+    def score(self, one: Tensor, *tuples: Tensor) -> Tensor:
+        y, w, y_square, w_square, y_w = tuples
         own = one.square().sum(1, keepdim=True)
-        sides = [other.square().sum(1) for other in others]
-        u = own + sides[0] - 2 * first
-        w = own + sides[1] - 2 * second
-        both = own - first - second + (others[0] * others[1]).sum(1)
-        return -((u * w - both.square()).clamp(min=0) + EPS).sqrt() / 2
+        first, second = one @ y.T, one @ w.T  # (N, K)
+        sides = (own + y_square - 2 * first) * (own + w_square - 2 * second)
+        between = own - first - second + y_w
+        return -((sides - between.square()).clamp(min=0) + EPS).sqrt() / 2
 
 
 class OVAIB(AnchorInfoNCE):
@@ -143,9 +158,7 @@ class OVAIB(AnchorInfoNCE):
 
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
         """|projection of the candidate on the tuple's span|^2, (N, K)."""
-        lower = torch.linalg.cholesky(_gram(others))
-        inner = torch.einsum("nd,mkd->kmn", one, others).double()
-        return torch.linalg.solve_triangular(lower, inner, upper=False).square().sum(1).T.to(one.dtype)
+        return _inside(one, _span(others)[1])
 
 
 class PMRL(Objective):
@@ -162,13 +175,16 @@ class PMRL(Objective):
     def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
         complete = complete_samples(z)
         temperature = self.temperature()
+        parts = {"z": z} if views is None else {"z": z, "views": views}
+        values, leading = zip(*(leading_direction(part.z[:, complete]) for part in parts.values()))
+        leading = torch.stack(leading)
+        there = torch.ones(leading.shape[:2], dtype=torch.bool, device=leading.device)
+        instances = infonce(leading, leading, there, there, temperature).forward
+        first = torch.zeros(len(values[0]), dtype=torch.int64, device=leading.device)
         terms = {}
-        for label, part in (("z", z), ("views", views)):
-            if part is not None:
-                values, leading = leading_direction(part.z[:, complete])
-                target = torch.arange(len(leading), device=leading.device)
-                terms[f"{label}/spectrum"] = F.cross_entropy(values / temperature, torch.zeros_like(target))
-                terms[f"{label}/instances"] = F.cross_entropy(leading @ leading.T / temperature, target)
+        for place, label in enumerate(parts):
+            terms[f"{label}/spectrum"] = F.cross_entropy(values[place] / temperature, first)
+            terms[f"{label}/instances"] = instances[place]
         total = 2 * torch.stack(list(terms.values())).mean()  # the sum of the two losses, averaged over views
         return Loss(total, lambda: measure(z, z if views is None else views, temperature, terms))
 
@@ -202,9 +218,9 @@ def measure(z: Embeddings, views: Embeddings, temperature: Tensor, terms: dict[s
     }
 
 
-def multilinear_scale(one: Tensor, others: Tensor) -> float:
+def multilinear_scale(others: Tensor) -> float:
     """D^((M-2)/2): 1 for two modalities, and the largest product of vectors of even entries becomes 1 for any M."""
-    return math.pow(one.shape[1], (len(others) - 1) / 2)
+    return math.pow(others.shape[2], (len(others) - 1) / 2)
 
 
 def _gram(z: Tensor) -> Tensor:
@@ -212,6 +228,20 @@ def _gram(z: Tensor) -> Tensor:
     z = z.double()
     eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
     return torch.einsum("mnd,knd->nmk", z, z) + EPS * eye
+
+
+def _span(others: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (M - 1, K, D) tuples, the Cholesky factor of their Gram matrix, in float64, and a basis (K, M - 1, D).
+
+    The basis is orthonormal up to EPS, so that the projection of a candidate takes products with it and nothing else.
+    """
+    lower = torch.linalg.cholesky(_gram(others))
+    return lower, torch.linalg.solve_triangular(lower, others.double().movedim(1, 0), upper=False).to(others.dtype)
+
+
+def _inside(one: Tensor, basis: Tensor) -> Tensor:
+    """(N, K) squared lengths of the projections of N candidates (N, D) on the spans of K tuples."""
+    return sum((one @ direction.T).square() for direction in basis.unbind(1))
 
 
 def leading_direction(z: Tensor) -> tuple[Tensor, Tensor]:

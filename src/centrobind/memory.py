@@ -1,8 +1,8 @@
 """How much memory a run will need, before it is started: measured on small batches, scaled to the asked ones.
 
 Everything in towers grows with the samples in them; the loss with the samples, and with their square until tiles
-take over (see fused). So two small measurements of each tell the rest. The memory is torch's, for tensors: the
-interpreter and its libraries come on top (about 0.4 GB), and the data, unless they are mapped from a store.
+take over (see fused and tuples). So two small measurements of each tell the rest. The memory is torch's, for tensors:
+the interpreter and its libraries come on top (about 0.4 GB), and the data, unless they are mapped from a store.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from centrobind import infonce
+from centrobind import infonce, tuples
 from centrobind.augment import augment
 from centrobind.config import RunConfig, TrainConfig, make_objective
 from centrobind.data import Samples, train_and_valid
 from centrobind.fitting import configured_samples
 from centrobind.fused import TILES
+from centrobind.joint import TupleInfoNCE
 from centrobind.losses import Objective
 from centrobind.model import Binder, build_binder
 from centrobind.seeds import seeded
@@ -141,7 +142,7 @@ def _with_view(binder: Binder, raw, settings: TrainConfig):
 
 def _in_loss(objective: Objective, binder: Binder, settings: TrainConfig) -> Callable[[int], int]:
     """Bytes by samples: some for each, and some for each pair of them that is in memory at a time."""
-    tile = TILES["cpu"][0] if objective.takes_groups else None  # those go through infonce, the joint ones do not
+    tile = tuples.TILE if isinstance(objective, TupleInfoNCE) else TILES["cpu"][0]
     peaks = []
     for count in (SMALL, LARGE):
 
@@ -161,7 +162,7 @@ def _in_loss(objective: Objective, binder: Binder, settings: TrainConfig) -> Cal
     objective.zero_grad(set_to_none=True)
     square = max(0.0, (peaks[1] - 2 * peaks[0]) / (LARGE**2 - 2 * SMALL**2))
     each = max(0.0, peaks[1] - square * LARGE**2) / LARGE
-    return lambda samples: round(each * samples + square * min(samples, tile or samples) ** 2)
+    return lambda samples: round(each * samples + square * min(samples, tile) ** 2)
 
 
 def _line(values: Sequence[int]) -> Callable[[int], int]:

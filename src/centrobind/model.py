@@ -72,8 +72,13 @@ class Binder(nn.Module):
         """A prepared batch -> its embeddings, zeros where a modality is missing."""
         rows = []
         for name, here in zip(prepared.modalities, prepared.present):
-            with placed(prepared.place and prepared.place[name]):  # dropout draws for the whole batch
-                z = self._towers[f"x_{name}"](prepared.inputs[name])
+            given, place = prepared.inputs[name], prepared.place and prepared.place[name]
+            count = len(given)
+            if count == 0:  # a row of zeros stands in: attention refuses none, and divided towers need all their layers
+                given = given.new_zeros(1, *given.shape[1:])
+                place = place and (min(place[0], max(place[1] - 1, 0)), max(place[1], 1))
+            with placed(place):  # dropout draws for the whole batch
+                z = self._towers[f"x_{name}"](given)[:count]
             rows.append(z if here.all() else z.new_zeros(len(here), self.dim).index_put((here,), z))
         return Embeddings(torch.stack(rows), prepared.present, prepared.modalities, prepared.ids)
 

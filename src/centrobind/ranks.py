@@ -101,9 +101,9 @@ class Team:
     @torch.no_grad()
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over ranks; one that no rank has stays None, as for a single process."""
-        if self.size == 1:
-            return
         trained = [value for value in parameters if value.requires_grad]
+        if self.size == 1 or not trained:
+            return
         there = torch.tensor([value.grad is not None for value in trained], device=trained[0].device)
         there = self._reduce(there.to(torch.uint8), dist.ReduceOp.MAX).tolist()
         for bucket in _buckets([value for value, found in zip(trained, there) if found]):
@@ -320,6 +320,7 @@ def bytes_per_step(
     dim: int,
     parameters: int,
     comparisons: int | None = None,
+    sums: int = 1,
     views: bool = True,
     tensors: int = 0,
     texts: int = 0,
@@ -327,14 +328,15 @@ def bytes_per_step(
     """Bytes that each rank sends in a step of training, in float32, by what they carry.
 
     `samples`: of the whole batch. `parameters`: numbers that are trained, in so many `tensors`. `comparisons`: InfoNCE
-    terms that are divided, M by default, M (M - 1) for all_pairs, 0 for the joint objectives. `texts`: modalities of
-    text. Every exchange runs around a ring (Patarasuk and Yuan 2009): of n bytes on each rank, an all-gather sends
-    (K - 1) n, a reduce-scatter (K - 1) / K n, an all-reduce both of these on n / K, a broadcast n.
+    terms that are divided, M by default, M (M - 1) for all_pairs, 1 or with views 2 for pmrl. `sums`: numbers for each
+    of their columns, 1 where vectors are compared, 2 for gram and triangle, 0 for symile, which goes one way only.
+    `texts`: modalities of text. Every exchange runs around a ring (Patarasuk and Yuan 2009): of n bytes on each rank,
+    an all-gather sends (K - 1) n, a reduce-scatter (K - 1) / K n, an all-reduce both of these on n / K, a broadcast n.
     """
     share, both = (ranks - 1) / ranks, 2 if views else 1
     rows = -(-samples // ranks)  # everybody sends as many as the rank that has most
     comparisons = modalities if comparisons is None else comparisons
-    columns = 8 * comparisons * samples + 16 + 16 * comparisons if comparisons else 0
+    columns = comparisons * (8 * sums * samples + 16) + (16 if sums == 1 else 0)
     few = 8 * texts + tensors + 1  # widths of texts, which gradients there are, whether to stop
     return {
         "embeddings": 2 * (ranks - 1) * rows * both * modalities * dim * 4,  # there, and their gradients back

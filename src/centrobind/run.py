@@ -21,6 +21,8 @@ from torch import Tensor
 from centrobind.checkpoint import read_tensors, write_atomically, write_tensors
 from centrobind.errors import CentrobindWarning, CheckpointError, RunError, not_written
 
+FREE = ("shard",)  # settings that do not change what a run computes, and may differ when it goes on
+
 
 class RunFolder:
     """Where a run writes. Opening one that already holds a run is refused unless `resume` or `replace`."""
@@ -48,11 +50,12 @@ class RunFolder:
                 (self.path / (name if "." in name else f"{name}.safetensors")).unlink(missing_ok=True)
 
     def write_config(self, text: str, *, same: bool = False) -> None:
-        """Write config.yaml; with `same`, RunError if it differs from what is there already."""
+        """Write config.yaml; with `same`, RunError if it differs (but in FREE) from what is there already."""
         path = self.path / "config.yaml"
         if same and path.is_file():
             before = path.read_text(encoding="utf-8")
-            if differ := sorted(set(text.splitlines()) ^ set(before.splitlines())):
+            differ = sorted(set(text.splitlines()) ^ set(before.splitlines()))
+            if differ := [line for line in differ if line.partition(":")[0].strip() not in FREE]:
                 raise RunError(f"{self.path}: --resume needs the settings of the run; these lines differ: {differ}")
         write_atomically(path, text.encode())
 

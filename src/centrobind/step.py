@@ -15,6 +15,7 @@ from centrobind.losses import Loss
 from centrobind.model import Binder
 from centrobind.ranks import ALONE, Team
 from centrobind.seeds import seeded
+from centrobind.shard import is_divided
 from centrobind.types import Batch, Embeddings
 
 
@@ -38,7 +39,7 @@ def differentiate(
     modules.zero_grad(set_to_none=True)
     embed = in_precision(binder, settings)
     if settings.chunk is not None:
-        embed = GradCache(embed, settings.chunk, seed, step)
+        embed = GradCache(embed, settings.chunk, seed, step, most=max(team.parts(len(batch.all_ids))))
     with seeded(seed, step):
         z, views = embed(batch), None
         if settings.augment > 0:
@@ -49,7 +50,7 @@ def differentiate(
     loss.total.backward()
     if isinstance(embed, GradCache):
         embed.backward()
-    team.average(modules.parameters())
+    team.average(value for value in modules.parameters() if not is_divided(value))  # FSDP2 has averaged the others
     return Step(z, views, loss)
 
 

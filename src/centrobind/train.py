@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save
+from centrobind.checkpoint import TOWERS, binder_tensors, read_tensors, save, write_tensors
 from centrobind.config import TrainConfig
 from centrobind.data import ReadAhead, Sampler, Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, Stopped
@@ -26,6 +26,7 @@ from centrobind.nonfinite import nonfinite_step
 from centrobind.progress import Watch, silent
 from centrobind.ranks import team as our_team
 from centrobind.run import RunFolder
+from centrobind.shard import clip, for_leader, load_whole, part_of, put_together, shard
 from centrobind.step import differentiate
 from centrobind.types import Batch
 
@@ -54,10 +55,14 @@ def train(
     present = dict(zip(data.modalities, data.present.sum(1).tolist()))
     team.check_same({"samples with": present, "seed": seed, **settings.model_dump()})
     if not team.leads:
-        valid, run, watch = None, None, silent
+        run, watch = None, silent
+    validated, written = team.any(valid is not None), team.any(run is not None)
     for name in objective.frozen:
         binder.towers[name].requires_grad_(False)
-    modules = nn.ModuleDict({"towers": binder, "objective": objective})
+    team.spread(nn.ModuleDict({"towers": binder, "objective": objective}))
+    divided = settings.shard and team.size > 1
+    towers = shard(binder, team) if divided else binder
+    modules = nn.ModuleDict({"towers": towers, "objective": objective})
     optimizer = make_optimizer(modules, settings)
     sampler = Sampler(len(data), settings.batch_size or min(DEFAULT_BATCH, len(data)), seed)
     start, best = 0, Best()
@@ -66,9 +71,8 @@ def train(
         start = restore(modules, optimizer, sampler, best, *saved)
     if run is not None:
         run.forget_after(start)
-    team.spread(modules)
     board = tensorboard_writer(run, settings)
-    binder.train()
+    towers.train()
     began = time.monotonic()
 
     def read(rows: np.ndarray) -> Batch:  # of all ranks' rows, this one's
@@ -81,8 +85,11 @@ def train(
             # Only the loss is kept: a graph that nobody walks back, such as of the views beside a fixed anchor, would
             # outlive the next forward pass.
             loss = differentiate(modules, batch, settings, seed=seed, step=step, team=team).loss
-            norm = nn.utils.clip_grad_norm_(modules.parameters(), settings.max_grad_norm)
+            norm = clip(modules.parameters(), settings.max_grad_norm)
             if not torch.isfinite(loss.total + norm):
+                if divided:  # the leader does the step again alone
+                    put_together(binder, towers)
+                    modules = nn.ModuleDict({"towers": binder, "objective": objective})
                 again = partial(nonfinite_step, modules, data, batch.all_ids, settings, seed=seed, step=step, run=run)
                 raise team.agreed(team.from_leader(again))
             optimizer.step()
@@ -95,23 +102,32 @@ def train(
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
                 record |= loss.parts | {"seconds": round(time.monotonic() - began, 3)}
-            if valid is not None and (done % settings.every("validate") == 0 or done == settings.steps):
-                record |= {f"valid/{key}": value for key, value in validate(binder, valid).items()}
-                if best.improves(record["valid/mean/mrr"], done):
-                    best.keep(binder, run)
+            if validated and (done % settings.every("validate") == 0 or done == settings.steps):
+                # Towers that are divided need all ranks to embed anything; else the leader does.
+                scores = validate(towers, valid) if divided or team.leads else {}
+                record |= {f"valid/{key}": value for key, value in scores.items()}
+                if team.any(team.leads and best.improves(scores["mean/mrr"], done)):
+                    weights = for_leader(towers.state_dict(), team)
+                    if team.leads:
+                        best.keep(towers, weights, run)
             if record and run is not None:
                 run.log({"step": done, **record})
                 if board is not None:
                     for key, value in record.items():
                         board.add_scalar(key, value, done)
-            if run is not None and (done % settings.every("checkpoint") == 0 or last):
-                run.write_last(*snapshot(modules, optimizer, batches, best, done))
+            if written and (done % settings.every("checkpoint") == 0 or last):
+                tensors, state = snapshot(modules, optimizer, batches, best, done)
+                tensors = for_leader(tensors, team)
+                if run is not None:
+                    run.write_last(tensors, state)
             if last and done < settings.steps:
                 where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
                 raise team.agreed(Stopped(f"stopped after step {done} of {settings.steps}{where}"))
 
     if board is not None:
         board.close()
+    if divided:
+        put_together(binder, towers)
     if settings.keep == "best" and best.step is not None and team.leads:
         best.put_back(binder, run)
     team.spread(binder)
@@ -187,11 +203,12 @@ class Best:
         self.score, self.step = score, step
         return True
 
-    def keep(self, binder: Binder, run: RunFolder | None) -> None:
+    def keep(self, binder: Binder, weights: dict[str, Tensor], run: RunFolder | None) -> None:
         if run is None:
-            self.weights = {name: value.clone() for name, value in binder.state_dict().items()}
+            self.weights = {name: value.clone() for name, value in weights.items()}
         else:
-            save(binder, run.path / "best.safetensors")
+            tensors = {TOWERS + name: value for name, value in weights.items()}
+            write_tensors(run.path / "best.safetensors", tensors, {"binder": binder.describe()})
 
     def put_back(self, binder: Binder, run: RunFolder | None) -> None:
         if run is None:
@@ -234,7 +251,7 @@ def restore(
             part, _, rest = name.partition("/")
             parts[part][rest] = value
         for name in ("towers", "objective"):
-            modules[name].load_state_dict(parts[name])
+            load_whole(modules[name], parts[name])
         for name, parameter in modules.named_parameters():
             found = {
                 key.rpartition("/")[2]: value for key, value in parts["optimizer"].items() if key.startswith(name + "/")
@@ -246,7 +263,8 @@ def restore(
                 if found["step"].shape != () or found["step"].dtype != torch.float32:
                     raise ValueError(f"the optimizer's step of {name} is no number")
                 optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
+                    key: value if key == "step" else part_of(value.to(parameter.device), like=parameter)
+                    for key, value in found.items()
                 }
         sampler.load_state(state["sampler"])
         if state["best"] is not None:
