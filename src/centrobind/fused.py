@@ -319,7 +319,7 @@ def _slopes_one_exponential(
     negligible = ((d_ahead.abs() + d_back.abs()) * math.exp(NEGLIGIBLE)).tolist()
     for tile in tiles:
         a_here, b_here = a[tile.term, tile.rows, None], b[tile.term, tile.cols]
-        for rows in _cut(len(tile.s), tiles.strip):
+        for rows in cut(len(tile.s), tiles.strip):
             e = tile.s[rows].exp_()
             e.mul_(torch.add(a_here[rows], b_here, out=weights[: e.numel()].view(e.shape)))
             if tiles.reach > MODEST:
@@ -344,7 +344,7 @@ def _slopes_careful(
     for tile in tiles:
         _leave_out(tile, tiles.work)
         ahead_here, back_here = ahead[tile.term, tile.rows, None], back[tile.term, tile.cols]
-        for rows in _cut(len(tile.s), tiles.strip):
+        for rows in cut(len(tile.s), tiles.strip):
             s = tile.s[rows]
             e = torch.sub(s, ahead_here[rows], out=buffer[: s.numel()].view(s.shape))
             for exponents in (e, s.sub_(back_here)):
