@@ -20,7 +20,7 @@ def test_the_arena_page_comes_from_the_results():
 
 def test_so_does_the_headline_of_the_readme():
     text = arena_page.README.read_text()
-    assert pages.filled(text, {"arena": arena_page.headline(arena())}) == text
+    assert pages.filled(text, {"arena": arena_page.headline(arena(), arena_page.IN_README)}) == text
 
 
 def test_the_arena_is_whole():
