@@ -82,8 +82,6 @@ def train(
         for step in range(start, settings.steps):
             set_lr(optimizer, settings.lr * schedule(step, settings))
             batch = team.level(binder.prepare(next(batches)))
-            # Only the loss is kept: a graph that nobody walks back, such as of the views beside a fixed anchor, would
-            # outlive the next forward pass.
             loss = differentiate(modules, batch, settings, seed=seed, step=step, team=team).loss
             norm = clip(modules.parameters(), settings.max_grad_norm)
             if not torch.isfinite(loss.total + norm):
@@ -102,6 +100,8 @@ def train(
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
                 record |= loss.parts | {"seconds": round(time.monotonic() - began, 3)}
+            # A graph that nobody walks back (views beside a fixed anchor) would outlive the next forward pass.
+            del loss
             if validated and (done % settings.every("validate") == 0 or done == settings.steps):
                 # Towers that are divided need all ranks to embed anything; else the leader does.
                 scores = validate(towers, valid) if divided or team.leads else {}
