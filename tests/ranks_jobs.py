@@ -208,7 +208,7 @@ def shares(team, broken=False):
 
 def unsound(team):
     """What every rank says when a step with divided towers is not finite."""
-    return said(lambda: shares(team, broken=True))
+    return [said(lambda: shares(team, broken=True))]
 
 
 COUNTED = {  # comparisons without views and with them, and exchanged sums for each of their columns

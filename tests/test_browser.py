@@ -92,7 +92,7 @@ def searched(page, act):
     with page.expect_response("**/api/search") as answer:
         act()
     answer.value.finished()
-    page.wait_for_function("!document.body.classList.contains('busy')")
+    page.wait_for_function("() => !document.body.classList.contains('busy')")
     return answer.value.json()
 
 
@@ -146,7 +146,7 @@ def test_a_crop_finds_its_name_and_a_second_part_is_combined(glyphs, visit):
     searched(page, lambda: page.locator("#parts .away").first.click()) if False else page.locator(
         "#parts .away"
     ).first.click()
-    page.wait_for_function("document.querySelector('#status').textContent.includes('Add something')")
+    page.wait_for_function("() => document.querySelector('#status').textContent.includes('Add something')")
     page.keyboard.press("Escape")
     assert page.locator("#parts li").count() == 0 and page.locator("#results .card").count() == 0
 
@@ -163,7 +163,7 @@ def test_clicks_on_results_and_on_the_map(glyphs, visit):
     searched(page, lambda: page.locator("#results ol.text .plus").first.click())
     assert page.locator("#parts li").count() == 2
     page.go_back()
-    page.wait_for_function("document.querySelectorAll('#parts li').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('#parts li').length === 1")
     # The middle of the map's view is made a point's own place, and then clicked.
     point = int(np.flatnonzero((gallery.atlas.row == gallery.row_of[KNIGHT]) & (gallery.atlas.modality == 0))[0])
     x, y = gallery.atlas.xy[point]
@@ -194,9 +194,9 @@ def test_keys_alone_are_enough(glyphs, visit):
     searched(page, lambda: page.keyboard.press("Enter"))
     assert page.locator("#parts li").count() == 1
     page.keyboard.press("f")
-    page.wait_for_function("location.hash.includes('at=')")
+    page.wait_for_function("() => location.hash.includes('at=')")
     page.keyboard.press("0")
-    page.wait_for_function("!location.hash.includes('at=')")
+    page.wait_for_function("() => !location.hash.includes('at=')")
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('button, input, select, img, canvas[tabindex], svg[role]')]
           .filter((e) => e.checkVisibility() && !(e.getAttribute('aria-label') || e.textContent.trim() || e.hasAttribute('alt') || e.closest('label')))
@@ -227,7 +227,7 @@ def test_mistakes_are_shown_and_harm_nothing(glyphs, visit):
     page.locator("#results .card").first.wait_for()
     assert page.locator("#parts .words").inner_text() == "<img src=x onerror=alert(1)>"
     drop(page, "notes.zip", "application/zip", b"PK")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('nothing here is like that')")
+    page.wait_for_function("() => document.querySelector('#status').textContent.includes('nothing here is like that')")
 
 
 def test_narrow_and_dark(glyphs, visit):
@@ -250,7 +250,7 @@ def test_sounds_are_heard_and_dropped(tones, visit):
         "() => { window.heard = 0; const play = Audio.prototype.play; Audio.prototype.play = function () { this.addEventListener('timeupdate', () => { window.heard = Math.max(window.heard, this.currentTime); }); return play.call(this); }; }"
     )
     button.click()
-    page.wait_for_function("window.heard > 0.1", timeout=10_000)
+    page.wait_for_function("() => window.heard > 0.1", timeout=10_000)
     assert button.get_attribute("aria-pressed") in ("true", "false")
     content, kind = gallery.value("sound", "middle a on a flute")
     assert kind == "audio/wav"
@@ -264,8 +264,8 @@ def test_sounds_are_heard_and_dropped(tones, visit):
     assert page.locator("#parts .play").count() == 1
 
 
-def test_100_000_points_move_without_stutter(glyphs, visit):
-    """The rasteriser on its own, in this browser: what one frame costs. A bound for a hang, not for a speed."""
+def test_100_000_points_are_drawn_and_found(glyphs, visit):
+    """The rasteriser and the grid on their own; what a frame costs is `python benchmarks/serve_frames.py`."""
     address, _ = glyphs
     page = visit(address)
     spent = page.evaluate(
@@ -278,10 +278,9 @@ def test_100_000_points_move_without_stutter(glyphs, visit):
           let inside = 0; grid.within(-0.1, -0.1, 0.1, 0.1, () => { inside++; });
           let literal = 0; for (let i = 0; i < n; i++) if (Math.abs(x[i]) <= 0.1 && Math.abs(y[i]) <= 0.1) literal++;
           const pixels = new Uint32Array(1400 * 900), colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255]];
-          const began = performance.now();
           const drawn = drawPoints(pixels, 1400, 900, { x, y, order }, { scale: 420, left: 700, top: 450 }, { category, colours, hidden: [false, true, false], strength: 205 }, disc(1.5));
-          return { milliseconds: performance.now() - began, once: seen.every((c) => c === 1), inside, literal, drawn, painted: pixels.some((p) => p !== 0) };
+          return { once: seen.every((c) => c === 1), inside, literal, drawn, painted: pixels.some((p) => p !== 0) };
         }"""
     )
     assert spent["once"] and spent["painted"] and spent["inside"] == spent["literal"] > 0
-    assert spent["drawn"] == 66_667 and spent["milliseconds"] < 1000
+    assert spent["drawn"] == 66_667
