@@ -171,8 +171,8 @@ class Gallery:
         """(D,) unit: the centroid of the parts, without what is not wanted; DataError as in `centrobind.query`."""
         if not parts:
             raise DataError("expected something to look for: a text, a file, numbers or an id")
-        unwanted = torch.stack([self.vector(part) for part in minus]) if minus else None
-        return combined(torch.stack([self.vector(part) for part in parts]), unwanted)
+        wanted, unwanted = ([("", self.vector(part)[None]) for part in some] for some in (parts, minus))
+        return combined(wanted, unwanted)
 
     def search(
         self,
