@@ -71,23 +71,35 @@ def test_search_is_the_literal_one(world):
     text = {"modality": "text", "text": "green thing"}
     found = ask(app, "POST", "/api/search", {"query": [text, {"id": "3"}], "minus": [{"id": "7"}], "k": 5}).json()
     z = gallery.binder.embed(gallery.samples)
-    parts = [gallery.binder.embed({"text": ["green thing"]}).z[0, 0]]
-    for row in (3, 7):
-        centre = torch.stack([z.z[m, row] for m in range(4) if z.present[m, row]]).mean(0)
-        parts.append(centre / centre.norm())
-    wanted = (parts[0] + parts[1]) / 2
-    wanted = wanted - (wanted @ parts[2]) * parts[2]
-    wanted = wanted / wanted.norm()
+
+    def has(row):
+        return {name: z.z[m, row] for m, name in enumerate(z.modalities) if z.present[m, row]}
+
+    def wanted(weights):
+        asked = [("text", gallery.binder.embed({"text": ["green thing"]}).z[0, 0]), *has(3).items()]
+        centre = sum(weights[name] * vector for name, vector in asked)
+        # What spans the unwanted: Gram-Schmidt, one after the other.
+        basis = []
+        for vector in has(7).values():
+            for one in basis:
+                vector = vector - (vector @ one) * one
+            basis.append(vector / vector.norm())
+        for one in basis:
+            centre = centre - (centre @ one) * one
+        return centre / centre.norm()
+
     assert set(found["hits"]) == set(gallery.modalities)
     for m, name in enumerate(z.modalities):
-        score = {str(i): float(z.z[m, i] @ wanted) for i in range(60) if z.present[m, i]}
+        towards = wanted(gallery.index.weights(name))
+        score = {str(i): float(z.z[m, i] @ towards) for i in range(60) if z.present[m, i]}
         expected = sorted(score, key=score.get, reverse=True)[:5]
         assert [hit["id"] for hit in found["hits"][name]] == expected
         assert [hit["score"] for hit in found["hits"][name]] == pytest.approx([score[i] for i in expected], abs=1e-4)
+    alike = wanted(dict.fromkeys(gallery.modalities, 1.0))
     together = {}
     for i in range(60):
         centre = torch.stack([z.z[m, i] for m in range(4) if z.present[m, i]]).mean(0)
-        together[str(i)] = float(centre @ wanted / centre.norm())
+        together[str(i)] = float(centre @ alike / centre.norm())
     best = sorted((i for i in together if i != "3"), key=together.get, reverse=True)[:5]
     assert [hit["id"] for hit in found["samples"]] == best
 

@@ -94,7 +94,7 @@ def make_api(gallery: Gallery) -> Starlette:
     async def embed(request: Request) -> Response:
         asked, uploads = await _asked(request)
         parts, minus = await compute(_parts, gallery, asked, uploads)
-        vector = await compute(gallery.query, parts, minus)
+        vector = await compute(lambda: gallery.query(gallery.given(parts), gallery.given(minus)))
         return JSONResponse({"vector": vector.tolist(), "fingerprint": gallery.binder.fingerprint})
 
     async def report(request: Request) -> Response:

@@ -25,7 +25,7 @@ from centrobind.embedding import embed_views
 from centrobind.errors import CheckpointError, ConfigError, DataError, StoreError
 from centrobind.fitting import open_data, run_objective
 from centrobind.index import Index, build_index, open_index
-from centrobind.index.asking import combined
+from centrobind.index.asking import Given, combined, embedded
 from centrobind.inputs import split_words
 from centrobind.losses import Objective
 from centrobind.metrics import geometry, retrieval
@@ -64,6 +64,7 @@ class Gallery:
     page: Path | None = None  # the run's own report
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _report: dict[str, Any] | None = field(default=None, repr=False)
+    _worth: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -154,10 +155,13 @@ class Gallery:
             raise DataError(f"no modality {modality!r} here, expected one of {list(self.modalities)}")
         return self.samples.columns[modality]
 
-    def vector(self, part: Part) -> Tensor:
-        """(D,) unit; DataError if the part does not say what to look for."""
+    def given(self, parts: Sequence[Part]) -> Given:
+        """What parts say, by modality; DataError if one does not say what to look for."""
+        return [found for part in parts for found in self._given(part)]
+
+    def _given(self, part: Part) -> Given:
         if part.id is None:
-            return self.binder.embed({part.modality: [part.value]}).z[0, 0]
+            return embedded(self.binder, {part.modality: [part.value]})
         row = self.row(part.id)
         names = [name for name, column in self.samples.columns.items() if column.present[row]]
         if part.modality is not None:
@@ -165,14 +169,20 @@ class Gallery:
             names = [name for name in names if name == part.modality]
         if not names:
             raise DataError(f"sample {part.id[:80]!r} has no {part.modality}")
-        return unit(torch.stack([self.index.vectors(name, [part.id])[0] for name in names]).mean(0))
+        return [(name, self.index.vectors(name, [part.id])) for name in names]
 
-    def query(self, parts: Sequence[Part], minus: Sequence[Part]) -> Tensor:
-        """(D,) unit: the centroid of the parts, without what is not wanted; DataError as in `centrobind.query`."""
-        if not parts:
+    def query(self, wanted: Given, unwanted: Given, want: str | None = None) -> Tensor:
+        """(D,) unit: the centroid of what is given, without what is not wanted; for looking in one modality with the
+        weights of `Index.weights`, where several are given. DataError as in `centrobind.query`."""
+        if not wanted:
             raise DataError("expected something to look for: a text, a file, numbers or an id")
-        wanted, unwanted = ([("", self.vector(part)[None]) for part in some] for some in (parts, minus))
-        return combined(wanted, unwanted)
+        several = want is not None and len({name for name, _ in wanted}) > 1
+        return combined(wanted, unwanted, self._weights(want) if several else None)
+
+    def _weights(self, want: str) -> dict[str, float]:
+        if want not in self._worth:
+            self._worth[want] = self.index.weights(want)
+        return self._worth[want]
 
     def search(
         self,
@@ -188,13 +198,15 @@ class Gallery:
 
         What was asked with is not found again in its own modality.
         """
-        vector = self.query(parts, minus)
+        wanted, unwanted = self.given(parts), self.given(minus)
+        vector = self.query(wanted, unwanted)
         own = {(part.id, part.modality) for part in parts if part.id is not None}
         names = list(self.modalities if want is None else want)
         wide = {}
         for modality in names:
             self.column(modality)
-            found = self.index.search(vector, want=modality, k=max(k + len(own), CANDIDATES), where=where)
+            towards = self.query(wanted, unwanted, modality)
+            found = self.index.search(towards, want=modality, k=max(k + len(own), CANDIDATES), where=where)
             wide[modality] = [pair for pair in zip(found.ids[0], found.scores[0]) if pair[0] in self.row_of]
         hits = {
             modality: [self._hit(*pair) for pair in pairs if (pair[0], modality) not in own][:k]
