@@ -1,5 +1,5 @@
 # make demo: install, then bind pictures, outlines and names, and open runs/demo/report.html
-# make test: install, then the whole test suite
+# make test: install, then the whole test suite, a process per core, four at most
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -9,7 +9,7 @@ demo: setup
 	$(BIN)/centrobind demo --force
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
