@@ -77,6 +77,18 @@ def test_the_yaml_is_a_config():
     assert check_config(yaml.safe_load(block)).objective.name == "centrobind"
 
 
+def test_every_page_is_reached_from_the_readme():
+    reached, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        for link in re.findall(r"\]\(([\w/]+\.md)[)#]", page.read_text()):
+            found = (page.parent / link).resolve()
+            if found not in reached:
+                reached.add(found)
+                ahead.append(found)
+    assert set((ROOT / "docs").glob("*.md")) <= reached
+
+
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
