@@ -22,7 +22,7 @@ chaos: setup
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
 
-# make bench-loss: time and memory of the loss beside others, and docs/performance.md, about 15 minutes on 2 quiet cores;
+# make bench-loss: time and memory of the loss beside others, and docs/performance.md, about 25 minutes on 2 quiet cores;
 # killed, it goes on where it was. The peers that docs/performance.md names are in the extra `bench`
 bench-loss: setup
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loss.py

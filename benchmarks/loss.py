@@ -44,7 +44,7 @@ LIMIT_GB, LIMIT_S, LONG_S = 8.0, 30.0, 45.0  # a call; LONG_S for what the slope
 TURNS = (2, 7)  # fewest at TARGET, most anywhere
 TRIES, DISTURBED = 3, 0.04  # of a call, and the share of the cores that others may take from it
 LONG_ENOUGH_S = 0.5  # for /proc's clock, which ticks every 10 ms, to tell
-PATIENCE_S, TARGET_PATIENCE_S = 4.0, 15.0  # seconds of turns for each cell
+PATIENCE_S, TARGET_PATIENCE_S = 2.0, 15.0  # seconds of turns for each cell
 
 Shape = tuple[int, int, int]  # modalities, samples, dimensions
 Work = Callable[[Tensor, Tensor], Tensor]  # (M, N, D) queries and keys to a loss ()
