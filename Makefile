@@ -32,7 +32,7 @@ chaos-index: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb]'
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.index_kills --out benchmarks/results/index_kills.json
 
-# make bench-index: 1,000,000 vectors in every engine, about 40 minutes; stop it whenever you like, it goes on from there
+# make bench-index: 1,000,000 vectors in every engine, about 15 minutes; stop it whenever you like, it goes on from there
 bench-index: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb,bench]'
 	$(BIN)/python benchmarks/index.py
