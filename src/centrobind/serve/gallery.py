@@ -173,11 +173,10 @@ class Gallery:
 
     def query(self, wanted: Given, unwanted: Given, want: str | None = None) -> Tensor:
         """(D,) unit: the centroid of what is given, without what is not wanted; for looking in one modality with the
-        weights of `Index.weights`, where several are given. DataError as in `centrobind.query`."""
+        weights of `Index.weights`. DataError as in `centrobind.query`."""
         if not wanted:
             raise DataError("expected something to look for: a text, a file, numbers or an id")
-        several = want is not None and len({name for name, _ in wanted}) > 1
-        return combined(wanted, unwanted, self._weights(want) if several else None)
+        return combined(wanted, unwanted, None if want is None else self._weights(want))
 
     def _weights(self, want: str) -> dict[str, float]:
         if want not in self._worth:
