@@ -1,9 +1,9 @@
 """docs/arena.md, its pictures, and the arena's part of the README, from the saved rows of the arena alone.
 
-    python benchmarks/arena_page.py                from benchmarks/results/arena.tar.xz; trains nothing
-    python benchmarks/arena_page.py --keep         first packs the rows of runs/arena into that file
+    python benchmarks/arena_page.py                from benchmarks/results/arena*.tar.xz; trains nothing
+    python benchmarks/arena_page.py --keep         first packs the rows of both runs into those files
 
-The rows themselves come from `centrobind compare benchmarks/arena.yaml`.
+The rows themselves come from `centrobind compare benchmarks/arena.yaml`, and from benchmarks/arena_long.yaml.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from centrobind.config import load_checked
 from centrobind.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
-YAML, ROWS = ROOT / "benchmarks" / "arena.yaml", ROOT / "benchmarks" / "results" / "arena.tar.xz"
+YAML, LONG = ROOT / "benchmarks" / "arena.yaml", ROOT / "benchmarks" / "arena_long.yaml"
 RESULTS, FLOOR = ROOT / "benchmarks" / "results" / "arena.json", ROOT / "benchmarks" / "results" / "floor.json"
 COST = ROOT / "benchmarks" / "results" / "cost.json"
 DOCS, README = ROOT / "docs" / "arena.md", ROOT / "README.md"
@@ -45,21 +45,32 @@ MEASURES = {
 }
 
 
-def keep(out: Path) -> None:
+def keep(yaml: Path) -> None:
     """Pack the ledger and what every test sample came to; starting points and stores can be made again."""
-    with tarfile.open(ROWS, "w:xz", preset=9) as packed:
+    out = Path(load_checked(ArenaConfig, yaml).out)
+    with tarfile.open(_packed(yaml), "w:xz", preset=9) as packed:
         for path in sorted([out / "rows.jsonl", out / "plan.json", *(out / "outcomes").glob("*.npz")]):
             packed.add(path, path.relative_to(out))
 
 
-def results_of_rows() -> dict[str, Any]:
+def _packed(yaml: Path) -> Path:
+    return RESULTS.parent / f"{yaml.stem}.tar.xz"
+
+
+def all_results() -> dict[str, Any]:
     """Everything the pages show, computed from the packed rows."""
+    (main, candidate), (longer,) = _results_of(YAML, (OURS, CANDIDATE)), _results_of(LONG, (OURS,))
+    return _short({**main, "candidate": candidate["duels"], "longer": longer})
+
+
+def _results_of(yaml: Path, ours: Sequence[str]) -> list[dict[str, Any]]:
+    """One comparison, from the side of each of `ours`."""
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(ROWS) as packed:
+        with tarfile.open(_packed(yaml)) as packed:
             packed.extractall(folder, filter="data")
-        arena = Arena(load_checked(ArenaConfig, YAML).model_copy(update={"out": folder}))
-        candidate = write_results(arena, ours=CANDIDATE)["duels"]
-        return _short({**write_results(arena, ours=OURS), "candidate": candidate})
+        arena = Arena(load_checked(ArenaConfig, yaml).model_copy(update={"out": folder}))
+        made = [write_results(arena, ours=one) for one in ours]
+    return [{key: value for key, value in results.items() if key != "config"} for results in made]
 
 
 def _short(found: Any) -> Any:
@@ -89,6 +100,25 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None or "mean/recall@1" not in row["metrics"]:
         return ""
     return f"{100 * row['metrics']['mean/recall@1']:.1f} / {100 * row['metrics']['worst/recall@1']:.1f}"
+
+
+def longer(results: Mapping[str, Any]) -> str:
+    """A set with few steps and with many, and who is ahead with many."""
+    lines = []
+    for name, found in results["longer"]["data"].items():
+        few = {row["label"]: row for row in results["data"][name]["rows"]}
+        duels = {(duel["rival"], duel["measure"]): duel["by_data"][name] for duel in results["longer"]["duels"]}
+        for row in found["rows"]:
+            label = row["label"]
+            ahead = [_difference(duels.get((label, measure))) for measure in ("mean/recall@1", "worst/recall@1")]
+            lines.append([HINDSIGHT.get(label, label), _cell(few[label]), _cell(row), *ahead])
+    return pages.table(["mean / worst pair, R@1 in %", "100 steps", "400 steps", f"{OURS} ahead, mean", "worst"], lines)
+
+
+def _difference(duel: Mapping[str, Any] | None) -> str:
+    if duel is None:
+        return ""
+    return f"{100 * duel['difference']:+.1f} [{100 * duel['low']:+.1f}, {100 * duel['high']:+.1f}]"
 
 
 def average_ranks(results: Mapping[str, Any]) -> str:
@@ -178,6 +208,7 @@ def parts(results: Mapping[str, Any]) -> dict[str, str]:
         "average ranks": average_ranks(results),
         "duels": duels(results["ours"], results["duels"]),
         "candidate": duels(CANDIDATE, results["candidate"]),
+        "longer": longer(results),
         "subsets": subsets(results),
         "floor": floor(),
         "cost": cost(),
@@ -206,11 +237,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="pack the rows of the arena's folder first")
     options = parser.parse_args()
-    if options.keep:
-        keep(Path(load_checked(ArenaConfig, YAML).out))
-    results = results_of_rows()
-    kept = {key: value for key, value in results.items() if key != "config"}
-    RESULTS.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
+    for yaml in (YAML, LONG) if options.keep else ():
+        keep(yaml)
+    results = all_results()
+    RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
     pictures(results)
     pages.fill(DOCS, parts(results))
     pages.fill(README, {"arena": headline(results, IN_README)})

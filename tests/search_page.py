@@ -83,7 +83,12 @@ def engines(found: dict[str, Any]) -> str:
 
 def kills(found: dict[str, Any]) -> str:
     rows = [
-        [what, part["rounds"], ", ".join(f"{count} times {said}" for said, count in part["landed"].items()), part["whole"]]
+        [
+            what,
+            part["rounds"],
+            ", ".join(f"{count} times {said}" for said, count in part["landed"].items()),
+            part["whole"],
+        ]
         for what, part in found.items()
     ]
     return table(["killed", "kills", "what was found", "whole"], rows)
