@@ -103,16 +103,20 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 
 def longer(results: Mapping[str, Any]) -> str:
-    """A set with few steps and with many, and who is ahead with many."""
-    lines = []
+    """Sets with few steps and with many, and who is ahead with many."""
+    parts = []
     for name, found in results["longer"]["data"].items():
         few = {row["label"]: row for row in results["data"][name]["rows"]}
         duels = {(duel["rival"], duel["measure"]): duel["by_data"][name] for duel in results["longer"]["duels"]}
+        lines = []
         for row in found["rows"]:
             label = row["label"]
-            ahead = [_difference(duels.get((label, measure))) for measure in ("mean/recall@1", "worst/recall@1")]
-            lines.append([HINDSIGHT.get(label, label), _cell(few[label]), _cell(row), *ahead])
-    return pages.table(["mean / worst pair, R@1 in %", "100 steps", "400 steps", f"{OURS} ahead, mean", "worst"], lines)
+            if not label.startswith("FABind ") or label in HINDSIGHT:
+                ahead = [_difference(duels.get((label, measure))) for measure in ("mean/recall@1", "worst/recall@1")]
+                lines.append([HINDSIGHT.get(label, label), _cell(few[label]), _cell(row), *ahead])
+        head = [f"{name}: mean / worst pair, R@1 in %", "100 steps", "400 steps", f"{OURS} ahead, mean", "worst"]
+        parts.append(pages.table(head, lines))
+    return "\n\n".join(parts)
 
 
 def _difference(duel: Mapping[str, Any] | None) -> str:
