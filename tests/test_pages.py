@@ -23,6 +23,27 @@ def test_so_does_the_headline_of_the_readme():
     assert pages.filled(text, {"arena": arena_page.headline(arena(), arena_page.IN_README)}) == text
 
 
+def test_what_the_readme_claims_about_the_arena():
+    """Two fixed anchors in hindsight beaten on two sets, all pairs on one, emoji lost to the centroid, GCCA ahead on two."""
+    found, floor = arena(), json.loads(arena_page.FLOOR.read_text())
+    duels = {duel["rival"]: duel for duel in found["duels"] if duel["measure"] == "mean/recall@1"}
+    for how in ("trained", "frozen"):
+        duel = duels[f"FABind, {how}, best anchor in hindsight"]
+        assert (duel["wins"], duel["losses"]) == (2, 0)
+    assert (duels["all pairs"]["wins"], duels["all pairs"]["losses"]) == (1, 0)
+    lost = {name: one for name, one in duels["CentroBind"]["by_data"].items() if one["p_holm"] < 0.05}
+    assert duels["CentroBind"]["losses"] == 1 and lost["emoji"]["difference"] < 0
+    best = {
+        name: max(row["metrics"].get("mean/recall@1", 0) for row in data["rows"])
+        for name, data in found["data"].items()
+    }
+    assert sum(floor[name]["GCCA"]["mean/recall@1"] > best[name] for name in best) == 2
+    claim = arena_page.README.read_text().split("equally tuned. ")[1].split("\n<!--")[0]
+    assert "on two and all pairs on one, and loses to neither; the plain centroid beats it on emoji" in " ".join(
+        claim.split()
+    )
+
+
 def test_the_arena_is_whole():
     """Six data sets, every objective that fits them, three seeds each, and nothing failed."""
     found = arena()
