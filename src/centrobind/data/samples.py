@@ -7,7 +7,9 @@ which value (-1 = missing). Missing data is born here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 import re
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,20 +35,21 @@ def will_need(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None
     """Tell the system which rows of a memory-mapped array are read next, so that it fetches them all at once.
 
     Page faults come one after the other: 256 cold rows of 4 kB took 42 ms without this and 5 ms with it. Only a
-    hint, and nothing at all for an array in memory.
+    hint, and nothing at all for an array in memory. Not mmap.madvise, which keeps the interpreter to itself meanwhile.
     """
-    if not isinstance(values, np.memmap) or not hasattr(mmap, "MADV_WILLNEED") or len(starts) == 0:
+    if not isinstance(values, np.memmap) or not hasattr(os, "posix_fadvise") or len(starts) == 0:
         return
-    width, offset = values.strides[0], values.offset % mmap.ALLOCATIONGRANULARITY  # of the first row in the mapping
-    first = (offset + np.asarray(starts, np.int64) * width) // mmap.PAGESIZE
-    last = -(-(offset + np.asarray(stops, np.int64) * width) // mmap.PAGESIZE)
+    width = values.strides[0]
+    first = (values.offset + np.asarray(starts, np.int64) * width) // mmap.PAGESIZE
+    last = -(-(values.offset + np.asarray(stops, np.int64) * width) // mmap.PAGESIZE)
     order = np.argsort(first, kind="stable")
     first, last = first[order], np.maximum.accumulate(last[order])
     begins = np.concatenate([[True], first[1:] > last[:-1]])  # neighbours are asked for in one call
     ends = np.concatenate([begins[1:], [True]])
-    for a, b in zip(first[begins].tolist(), last[ends].tolist()):
-        if b > a:
-            values._mmap.madvise(mmap.MADV_WILLNEED, a * mmap.PAGESIZE, (b - a) * mmap.PAGESIZE)
+    with contextlib.suppress(OSError), open(values.filename, "rb", buffering=0) as file:
+        for a, b in zip(first[begins].tolist(), last[ends].tolist()):
+            if b > a:
+                os.posix_fadvise(file.fileno(), a * mmap.PAGESIZE, (b - a) * mmap.PAGESIZE, os.POSIX_FADV_WILLNEED)
 
 
 @dataclass(frozen=True)
