@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "centrobind"
 
 # Imports only point left. The order is the way data flows.
 ORDER = """
-errors extras types seeds data datasets inputs ranks augment pretrained encoders model gradcache shard anchors fused infonce tuples
+errors extras own_code types seeds data datasets inputs ranks augment pretrained encoders model gradcache shard anchors fused infonce tuples
 losses joint objectives metrics config checkpoint run progress features theory step nonfinite train realignment embedding index fitting memory evaluation findings
 diagnosis tables plots report arena demo search_commands serve cli __main__
 """.split()

@@ -9,7 +9,6 @@ Killed, it goes on where it was. Under torchrun every rank computes its share of
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import shutil
@@ -27,6 +26,7 @@ from centrobind.checkpoint import write_atomically
 from centrobind.data import Column, Samples, Strings, open_store, write_store
 from centrobind.datasets import DATASETS
 from centrobind.errors import ConfigError, DataError, StoreError
+from centrobind.own_code import own_function
 from centrobind.pretrained import Pretrained
 from centrobind.progress import Watch, silent
 from centrobind.ranks import team as our_team
@@ -118,18 +118,9 @@ def open_extractor(given: str | Extractor, column: Column) -> Extractor:
         if column.reading.startswith("sound"):
             raise ConfigError(f"{given}: reads waves, import the sound with --read NAME=wave:64000")
         return Pretrained(rest, "wave" if wave else column.kind).to(our_team().device)
-    path, colon, function = given.rpartition(":")
-    if not colon or not path.endswith(".py"):
+    if not given.rpartition(":")[0].endswith(".py"):
         raise ConfigError(f"{given}: expected hf:FOLDER, hf:NAME or file.py:function")
-    spec = importlib.util.spec_from_file_location("centrobind_own_extractor", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ConfigError(f"{given}: no Python file {path!r}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise ConfigError(f"{given}: {path} has no function {function!r}")
-    return found
+    return own_function(given, called=given)
 
 
 def fingerprint(extractor: Extractor) -> str:

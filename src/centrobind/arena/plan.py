@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import re
@@ -18,6 +17,7 @@ from centrobind.config import ModalityConfig, Strict, check_config, make_objecti
 from centrobind.errors import ConfigError
 from centrobind.losses import AnchorInfoNCE, Objective
 from centrobind.objectives import OBJECTIVES
+from centrobind.own_code import own_function
 
 # "all" leaves out `weighted`: without weights of one's own it is centrobind again.
 ALL = tuple(name for name in OBJECTIVES if name != "weighted")
@@ -160,15 +160,7 @@ def objective_of(trial: Trial, modalities: Sequence[str]) -> Objective:
 
 def own_objective(name: str, options: dict[str, Any]) -> Objective:
     """`path/to/file.py:function`: an anchor, or a constructor that takes temperature= and learn_temperature=."""
-    path, _, function = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location("centrobind_own_objective", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ConfigError(f"objective {name}: no Python file {path!r}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, function, None)
-    if not callable(made):
-        raise ConfigError(f"objective {name}: {path} has no function {function!r}")
+    made = own_function(name, called=f"objective {name}")
     if "temperature" in inspect.signature(made).parameters:
         return made(**options)
     return AnchorInfoNCE(made, **options)
