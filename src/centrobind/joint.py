@@ -9,6 +9,7 @@ tiles (see tuples), and divided among ranks; PMRL and OVA-IB compare one vector 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,9 @@ class TupleInfoNCE(Objective):
         terms = {f"{name}/to_tuple": term for name, term in zip(z.modalities, forward)}
         if self.both_ways:
             terms |= {f"{name}/from_tuple": term for name, term in zip(z.modalities, backward)}
-        return Loss(torch.stack(list(terms.values())).mean(), lambda: measure(z, views, temperature, terms))
+        return Loss(
+            torch.stack(list(terms.values())).mean(), partial(measure, z.detach(), views.detach(), temperature, terms)
+        )
 
     def losses(self, one: Tensor, other: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each modality, (M,) each way, of samples that are complete."""
@@ -186,7 +189,8 @@ class PMRL(Objective):
             terms[f"{label}/spectrum"] = F.cross_entropy(values[place] / temperature, first)
             terms[f"{label}/instances"] = instances[place]
         total = 2 * torch.stack(list(terms.values())).mean()  # the sum of the two losses, averaged over views
-        return Loss(total, lambda: measure(z, z if views is None else views, temperature, terms))
+        views = z if views is None else views
+        return Loss(total, partial(measure, z.detach(), views.detach(), temperature, terms))
 
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
         """The leading singular value of candidate and tuple together, (N, K)."""

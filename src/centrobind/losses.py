@@ -29,7 +29,11 @@ LOWEST, HIGHEST = 0.003, 10.0  # temperatures: exp(1/0.003) is the last that flo
 
 @dataclass(frozen=True)
 class Loss:
-    """What an objective returns: `total` to differentiate, `parts` to look at."""
+    """What an objective returns: `total` to differentiate, `parts` to look at.
+
+    `measure` should hold detached embeddings only: a graph that nobody walks back (views beside a fixed anchor) would
+    live as long as the loss, which in a loop is through the next forward pass.
+    """
 
     total: Tensor  # () in nats
     measure: Callable[[], dict[str, float]] = field(repr=False)
@@ -159,6 +163,7 @@ class AnchorInfoNCE(Objective):
         temperature = self.temperature()
         terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature, groups=groups)
         weights = z.z.new_tensor([self.weights.get(name, 1.0) for name in z.modalities])
+        z, views = z.detach(), views.detach()
 
         def measure() -> dict[str, float]:
             return {
@@ -191,6 +196,7 @@ class AllPairs(Objective):
         temperature = self.temperature()
         terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
         names = tuple(f"{z.modalities[one]}_with_{z.modalities[other]}" for one, other in pairs)
+        z, views = z.detach(), views.detach()
 
         def measure() -> dict[str, float]:
             return {

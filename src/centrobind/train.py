@@ -100,8 +100,6 @@ def train(
             if done % settings.log_every == 0 or last:
                 record |= {"loss": loss.total.item(), "lr": optimizer.param_groups[0]["lr"], "gradient": norm.item()}
                 record |= loss.parts | {"seconds": round(time.monotonic() - began, 3)}
-            # A graph that nobody walks back (views beside a fixed anchor) would outlive the next forward pass.
-            del loss
             if validated and (done % settings.every("validate") == 0 or done == settings.steps):
                 # Towers that are divided need all ranks to embed anything; else the leader does.
                 scores = validate(towers, valid) if divided or team.leads else {}
