@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import loss
+import pages
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -62,14 +62,14 @@ def tables(found: dict) -> dict[str, str]:
             [name, *(said(of(name, (count, n, dim)), cells(name, (count, n, dim))) for n in loss.SAMPLES)]
             for name in one_line
         ]
-        return table([f"M {count}, d {dim}; N", *sizes], rows)
+        return pages.table([f"M {count}, d {dim}; N", *sizes], rows, others="---")
 
     def by_shape(name: str, to: str) -> str:
         rows = [
             [f"{m}", f"{d}", *(said(cells.ratio(name, to, (m, n, d)), cells(name, (m, n, d))) for n in loss.SAMPLES)]
             for m, d in sorted(loss.LINES[: min(loss.CONTENDERS[which].lines for which in (name, to))])
         ]
-        return table(["M", "d", *(f"N {size}" for size in sizes)], rows)
+        return pages.table(["M", "d", *(f"N {size}" for size in sizes)], rows, others="---")
 
     return {
         "targets": targets(cells),
@@ -113,7 +113,7 @@ def targets(cells: Cells) -> str:
         met = measured <= bound if way == "at most" else measured >= bound
         verdict = "met" if met else f"missed by {abs(measured / bound - 1):.0%}"
         rows.append([what, f"{way} {bound}", f"{measured:.2f}", verdict])
-    return table(["", "target", "measured", ""], rows)
+    return pages.table(["", "target", "measured", ""], rows, others="---")
 
 
 def at_target(cells: Cells) -> str:
@@ -124,7 +124,7 @@ def at_target(cells: Cells) -> str:
         ratios = (cells.ratio(name, to, loss.TARGET) for to in ("bare multiplies", "fused"))
         numbers = [said(seconds, cell), *(said(number, {}) for number in (*ratios, megabytes))]
         rows.append([name, about.says, *numbers])
-    return table(["", "computes", "seconds", "to bare", "to fused", "MB beyond"], rows)
+    return pages.table(["", "computes", "seconds", "to bare", "to fused", "MB beyond"], rows, others="---")
 
 
 def said(value: float | None, cell: dict) -> str:
@@ -133,11 +133,6 @@ def said(value: float | None, cell: dict) -> str:
         return cell.get("too_much") or ("not installed" if "missing" in cell else "not measured")
     digits = 2 - math.floor(math.log10(value)) if value else 0
     return f"{value:,.{max(0, digits)}f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def plot(found: dict) -> Figure:
@@ -167,11 +162,7 @@ def plot(found: dict) -> Figure:
 
 def filled(page: str, found: dict) -> str:
     """The page with its tables as the results file has them now."""
-    for name, made in tables(found).items():
-        marks = rf"(<!-- {name} table -->\n).*?(<!-- /{name} table -->)"
-        page, times = re.subn(marks, lambda marks, made=made: marks[1] + made + marks[2], page, flags=re.DOTALL)
-        assert times == 1, name
-    return page
+    return pages.filled(page, {f"{name} table": made.rstrip() for name, made in tables(found).items()})
 
 
 def write() -> None:

@@ -22,7 +22,7 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
     page.write_text(filled(page.read_text(), parts))
 
 
-def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], others: str = "---:") -> str:
+    """Markdown; the first column is text, the others are numbers unless `others` says how they are aligned."""
+    lines = [head, ["---"] + [others] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -18,8 +18,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pages
 from playwright.sync_api import sync_playwright
-from serve_load import fill_in  # beside this file
+from serve_load import PAGE  # beside this file
 
 from centrobind.data import Samples
 from centrobind.index import build_index
@@ -97,7 +98,7 @@ def main() -> None:
             thread.join()
     OUT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
-    fill_in("frames", sentence(found))
+    pages.fill(PAGE, {"frames": sentence(found)})
 
 
 def sentence(found: dict) -> str:

@@ -21,8 +21,10 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+import pages
 from PIL import Image
 
+PAGE = Path(__file__).parents[1] / "docs" / "serve.md"
 Request = tuple[str, bytes, int]  # what it is, its bytes, the status that it has to get
 
 
@@ -161,7 +163,7 @@ def main() -> None:
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     if given.out.name == "serve_load.json":
-        fill_in("load", sentence(found))
+        pages.fill(PAGE, {"load": sentence(found)})
 
 
 def sentence(found: dict) -> str:
@@ -173,14 +175,6 @@ def sentence(found: dict) -> str:
         f"Memory {memory['first_third']:g} MB in the first third, {memory['last_third']:g} MB in the last "
         "([results](../benchmarks/results/serve_load.json))."
     )
-
-
-def fill_in(what: str, text: str) -> None:
-    """Put a text between its marks in docs/serve.md."""
-    page = Path(__file__).parents[1] / "docs" / "serve.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {what} -->")
-    _, _, after = rest.partition(f"<!-- /{what} -->")
-    page.write_text(f"{before}<!-- {what} -->\n{text}\n<!-- /{what} -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

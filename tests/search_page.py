@@ -1,12 +1,13 @@
-"""The tables of docs/search.md, from the results files: PYTHONPATH=tests python -m search_page writes them."""
+"""The tables of docs/search.md, from the results files: PYTHONPATH=tests:benchmarks python -m search_page."""
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-from chaos.page import RESULTS, ROOT, table
+import pages
+
+from chaos.page import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "search.md"
 SHOWN_WORDS = 8
@@ -31,7 +32,7 @@ def two_for_one(found: dict[str, Any]) -> str:
             rows.append([row["want"], given, *cells, more or ""])
     head = ["wanted", "given", "recall@1", "recall@10", "MRR", "both are better by (recall@1)"]
     ends = f"In %, {found['test']:,} test characters, 95 % intervals paired over them."
-    return table(head, rows) + "\n\n" + ends
+    return pages.table(head, rows, others="---") + "\n\n" + ends
 
 
 def negation(found: dict[str, Any]) -> str:
@@ -42,7 +43,7 @@ def negation(found: dict[str, Any]) -> str:
         f"The {len(rows)} of {len(words)} words that hits had most often. Over all words {_mean(words, 'before'):.0%} "
         f"before and {_mean(words, 'after'):.0%} after; fewer hits had it for {fewer} of them."
     )
-    return table(["word", "queries", "hits with it before", "after"], rows) + "\n\n" + ends
+    return pages.table(["word", "queries", "hits with it before", "after"], rows, others="---") + "\n\n" + ends
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
@@ -78,7 +79,7 @@ def engines(found: dict[str, Any]) -> str:
         f"{about['dim']} dimensions of float32, {about['threads']} threads, {about['queries']:,} queries. Clustered "
         f"vectors (benchmarks/index.py says how they are made), intrinsic dimension by TwoNN {dimensions}."
     )
-    return table(head, rows) + "\n\n" + ends
+    return pages.table(head, rows, others="---") + "\n\n" + ends
 
 
 def kills(found: dict[str, Any]) -> str:
@@ -91,7 +92,7 @@ def kills(found: dict[str, Any]) -> str:
         ]
         for what, part in found.items()
     ]
-    return table(["killed", "kills", "what was found", "whole"], rows)
+    return pages.table(["killed", "kills", "what was found", "whole"], rows, others="---")
 
 
 MADE_FROM = {two_for_one: "search", negation: "search", engines: "index", kills: "index_kills"}
@@ -99,15 +100,8 @@ MADE_FROM = {two_for_one: "search", negation: "search", engines: "index", kills:
 
 def filled(page: str) -> str:
     """The page with its tables as the results files have them now."""
-    for make, name in MADE_FROM.items():
-        file = RESULTS / f"{name}.json"
-        made = make(json.loads(file.read_text())) if file.is_file() else "Not measured yet."
-        marks = rf"(<!-- {make.__name__} -->\n).*?(\n?<!-- /{make.__name__} -->)"
-        page, count = re.subn(
-            marks, lambda found, made=made: f"{found[1]}{made}\n{found[2].lstrip()}", page, flags=re.DOTALL
-        )
-        assert count == 1, make.__name__
-    return page
+    made = {make.__name__: make(json.loads((RESULTS / f"{name}.json").read_text())) for make, name in MADE_FROM.items()}
+    return pages.filled(page, made)
 
 
 if __name__ == "__main__":
