@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pages
 
-from centrobind import plots
 from centrobind.arena.pages import COLUMNS, lead, write_results
 from centrobind.arena.plan import ArenaConfig
 from centrobind.arena.schedule import Arena
-from centrobind.config import load_checked
-from centrobind.tables import markdown_table
+from centrobind.report import plots
+from centrobind.report.tables import markdown_table
+from centrobind.training.config import load_checked
 
 ROOT = Path(__file__).parents[1]
 YAML, LONG = ROOT / "benchmarks" / "arena.yaml", ROOT / "benchmarks" / "arena_long.yaml"

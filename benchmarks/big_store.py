@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from centrobind.config import TrainConfig
+from centrobind.binder.binder import build_binder
 from centrobind.data import Samples, open_store, write_store
-from centrobind.model import build_binder
-from centrobind.objectives import LeaveOneOut
-from centrobind.train import train
+from centrobind.objectives.table import LeaveOneOut
+from centrobind.training.config import TrainConfig
+from centrobind.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "big_store.json"
 MODALITIES, WIDTH, CHUNK, BATCH = ("a", "b", "c"), 1024, 8192, 256

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from centrobind import anchors
-from centrobind.infonce import infonce
-from centrobind.losses import AnchorInfoNCE, Loss, Objective
+from centrobind.objectives import anchors
+from centrobind.objectives.infonce import infonce
+from centrobind.objectives.losses import AnchorInfoNCE, Loss, Objective
 from centrobind.types import Embeddings
 
 

@@ -3,7 +3,7 @@
     python benchmarks/cost.py                  writes benchmarks/results/cost.json, a few minutes on one core
 
 Milliseconds are medians over turns in which every objective does a few steps, so that the drift of a shared machine
-meets all of them; megabytes are tensors at the peak of a step (centrobind.memory). Batches of 128, glyphs 192.
+meets all of them; megabytes are tensors at the peak of a step (centrobind.training.memory). Batches of 128, glyphs 192.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 
 from centrobind.arena.plan import ArenaConfig, contenders, finals, objective_of
 from centrobind.arena.trials import store_of
-from centrobind.config import TrainConfig, load_checked
+from centrobind.binder.binder import build_binder
 from centrobind.data import Sampler, open_store, train_and_valid
-from centrobind.memory import needs
-from centrobind.model import build_binder
 from centrobind.progress import progress
-from centrobind.step import differentiate
+from centrobind.training.config import TrainConfig, load_checked
+from centrobind.training.memory import needs
+from centrobind.training.step import differentiate
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "cost.json"

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from centrobind import demo
-from centrobind.config import make_objective
+from centrobind.arena import demo
+from centrobind.binder.binder import build_binder
 from centrobind.data import train_and_valid
-from centrobind.datasets import glyphs
-from centrobind.model import build_binder
-from centrobind.train import train, validate
+from centrobind.data.builtin import glyphs
+from centrobind.training.config import make_objective
+from centrobind.training.loop import train, validate
 
 TEMPERATURES = (0.05, 0.07, 0.1, 0.14, 0.2)
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)

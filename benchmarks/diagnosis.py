@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import centrobind as cb
-from centrobind.config import check_config, make_objective
 from centrobind.data import Samples
-from centrobind.diagnosis import diagnose
-from centrobind.findings import Diagnosis, part_of, seen_share
+from centrobind.evaluation.diagnose import diagnose
+from centrobind.evaluation.findings import Diagnosis, part_of, seen_share
 from centrobind.progress import progress
+from centrobind.training.config import check_config, make_objective
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 SAMPLES, STEPS, DIM = 1500, 100, 32

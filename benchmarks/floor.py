@@ -29,10 +29,10 @@ from sklearn.svm import SVC
 
 from centrobind.arena.plan import ArenaConfig
 from centrobind.arena.trials import store_of
-from centrobind.config import load_checked
 from centrobind.data import Samples, open_store, train_and_valid
-from centrobind.evaluation import label_codes
-from centrobind.metrics import retrieval
+from centrobind.evaluation.evaluate import label_codes
+from centrobind.evaluation.metrics import retrieval
+from centrobind.training.config import load_checked
 from centrobind.types import Embeddings
 
 HERE = Path(__file__).parent

@@ -32,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from centrobind import fused
-from centrobind.fused import fused_infonce
-from centrobind.infonce import dense_infonce
-from centrobind.memory import allocations
+from centrobind.objectives import tiled_infonce
+from centrobind.objectives.infonce import dense_infonce
+from centrobind.objectives.tiled_infonce import fused_infonce
+from centrobind.training.memory import allocations
 from centrobind.types import unit
 
 RESULTS = Path(__file__).parent / "results" / "loss.json"
@@ -150,7 +150,7 @@ class Bare:
         self.d_query, self.d_key = torch.zeros_like(self.query), torch.zeros_like(self.key)
 
     def __call__(self) -> None:
-        rows, cols = fused.TILES["cpu"]
+        rows, cols = tiled_infonce.TILES["cpu"]
         buffer = torch.empty(rows * cols)
         for q, k, d_q, d_k in zip(self.query, self.key, self.d_query, self.d_key):
             for own, d_own in zip(q.split(rows), d_q.split(rows)):

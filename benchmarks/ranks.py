@@ -30,18 +30,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from centrobind import infonce, tuples
-from centrobind.augment import augment
-from centrobind.config import TrainConfig
+from centrobind.binder.augment import augment
+from centrobind.binder.binder import build_binder
 from centrobind.data import Samples
-from centrobind.datasets import synthetic
+from centrobind.data.builtin import synthetic
+from centrobind.distributed import ALONE, Team, bytes_per_step, joined
 from centrobind.errors import DataError
-from centrobind.memory import allocations
-from centrobind.model import build_binder
-from centrobind.objectives import OBJECTIVES
-from centrobind.ranks import ALONE, Team, bytes_per_step, joined
+from centrobind.objectives import infonce, tiled_tuples
+from centrobind.objectives.table import OBJECTIVES
 from centrobind.seeds import seeded
-from centrobind.train import train
+from centrobind.training.config import TrainConfig
+from centrobind.training.loop import train
+from centrobind.training.memory import allocations
 from centrobind.types import Embeddings, unit
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
@@ -201,7 +201,7 @@ def peaks(name: str, samples: int) -> dict[str, int]:
     draw = torch.Generator().manual_seed(0)
     made = [unit(torch.randn(3, samples, 256, generator=draw)).requires_grad_() for _ in range(2)]
     there = torch.ones(3, samples, dtype=torch.bool)
-    was = tuples.DENSE_UP_TO, infonce.DENSE_UP_TO
+    was = tiled_tuples.DENSE_UP_TO, infonce.DENSE_UP_TO
 
     def both_ways() -> None:
         z, views = (Embeddings(each, there, NAMES) for each in made)
@@ -209,11 +209,11 @@ def peaks(name: str, samples: int) -> dict[str, int]:
 
     found = {}
     for form, up_to in (("matrices", samples), ("tiles", 0)):
-        tuples.DENSE_UP_TO = infonce.DENSE_UP_TO = up_to
+        tiled_tuples.DENSE_UP_TO = infonce.DENSE_UP_TO = up_to
         found[form] = allocations(both_ways)[2]
         for each in made:
             each.grad = None
-    tuples.DENSE_UP_TO, infonce.DENSE_UP_TO = was
+    tiled_tuples.DENSE_UP_TO, infonce.DENSE_UP_TO = was
     return found
 
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 import centrobind as cb
+from centrobind.binder.inputs import split_words
 from centrobind.data import open_store
+from centrobind.evaluation.metrics import ranks
 from centrobind.index.asking import combined
-from centrobind.inputs import split_words
-from centrobind.metrics import ranks
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 LEAST_NAMES, MOST_QUERIES, RESAMPLES = 50, 20, 2000

@@ -22,11 +22,11 @@ import pages
 from playwright.sync_api import sync_playwright
 from serve_load import PAGE  # beside this file
 
+from centrobind.binder.binder import build_binder
 from centrobind.data import Samples
 from centrobind.index import build_index
-from centrobind.model import build_binder
+from centrobind.report.atlas import Atlas
 from centrobind.serve.app import listen
-from centrobind.serve.atlas import Atlas
 from centrobind.serve.gallery import Gallery
 
 POINTS, MODALITIES = 100_000, 2

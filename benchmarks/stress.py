@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 
 import centrobind as cb
 from centrobind.arena.trials import native_retrieval, subset_retrieval
-from centrobind.config import check_config, make_objective
 from centrobind.data import Samples
-from centrobind.plots import COLOURS, FAINT, STYLE
 from centrobind.progress import progress
+from centrobind.report.plots import COLOURS, FAINT, STYLE
+from centrobind.training.config import check_config, make_objective
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE, PLOTS = (

@@ -20,7 +20,7 @@ import torch
 
 from centrobind.arena.plan import ArenaConfig, contenders, searches
 from centrobind.arena.trials import run_trial
-from centrobind.config import load_checked
+from centrobind.training.config import load_checked
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "winner.json", HERE.parent / "docs" / "experiments.md"

@@ -31,7 +31,7 @@ def minilm_features(texts: list[str]) -> Tensor:
 
 @lru_cache
 def _minilm():
-    from centrobind.pretrained import Pretrained
+    from centrobind.binder.pretrained import Pretrained
 
     return Pretrained(minilm().removeprefix("hf:"), "text")
 

@@ -16,18 +16,19 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from centrobind import shard, tuples
-from centrobind import train as train_module
-from centrobind.augment import augment
-from centrobind.config import TrainConfig
+from centrobind.binder.augment import augment
+from centrobind.binder.binder import build_binder
 from centrobind.data import ReadAhead, Samples, train_and_valid
+from centrobind.distributed import gather, joined
 from centrobind.errors import CentrobindError, RunError
-from centrobind.model import build_binder
-from centrobind.objectives import OBJECTIVES
-from centrobind.ranks import gather, joined
-from centrobind.run import RunFolder
+from centrobind.objectives import tiled_tuples
+from centrobind.objectives.table import OBJECTIVES
 from centrobind.seeds import seeded
-from centrobind.train import train
+from centrobind.training import loop as train_module
+from centrobind.training import shard
+from centrobind.training.config import TrainConfig
+from centrobind.training.loop import train
+from centrobind.training.run_folder import RunFolder
 from centrobind.types import Embeddings
 from conftest import mixed_samples
 
@@ -84,7 +85,7 @@ def gradient(team, name, count, layout):
 
 
 def gradients(team):
-    tuples.TILE = 3  # several of them, even here, and some across the border between ranks
+    tiled_tuples.TILE = 3  # several of them, even here, and some across the border between ranks
     return {case: gradient(team, *case) for case in CASES}
 
 
@@ -293,7 +294,7 @@ def one_dies(team, folder):
 def start(size, jobs, folder: Path) -> list[dict]:
     """Run functions of this module on so many ranks; what each rank found, by job, or the traceback of its error."""
     context = multiprocessing.get_context("forkserver")  # imports torch once, forks before it has threads
-    context.set_forkserver_preload(["centrobind.fitting", "torch._dynamo", "torch.distributed.fsdp"])
+    context.set_forkserver_preload(["centrobind.training.fit", "torch._dynamo", "torch.distributed.fsdp"])
     ranks = [context.Process(target=_rank, args=(rank, size, jobs, folder)) for rank in range(size)]
     for rank in ranks:
         rank.start()

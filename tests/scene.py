@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from centrobind.checkpoint import save
+from centrobind.binder.checkpoint import save
 from centrobind.data import Samples, open_store, read_chunks, write_store
-from centrobind.datasets import glyphs
-from centrobind.fitting import fit
+from centrobind.data.builtin import glyphs
 from centrobind.serve.gallery import Gallery, open_gallery
+from centrobind.training.fit import fit
 
 KNIGHT = "U+265E"
 

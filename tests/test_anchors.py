@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from centrobind import anchors
 from centrobind.errors import DataError
+from centrobind.objectives import anchors
 from centrobind.types import Embeddings
 from twins import loop_anchor, some_present, unit_vectors
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from centrobind.augment import VIEWS, augment
+from centrobind.binder.augment import VIEWS, augment
 from centrobind.types import Batch
 
 PREPARED = {

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from centrobind.cli import app
+from centrobind.cli.main import app
 from centrobind.data import Limits, Reading, Samples, dataset_chunks, open_store, read_chunks, write_store
 from centrobind.errors import DataError, ExtraError
 

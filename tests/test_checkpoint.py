@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from centrobind.checkpoint import load, read_tensors, save, write_tensors
+from centrobind.binder.binder import build_binder
+from centrobind.binder.checkpoint import load, read_tensors, save, write_tensors
 from centrobind.errors import CheckpointError
-from centrobind.model import build_binder
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False]), "c": torch.tensor(7)}
 

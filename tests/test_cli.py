@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from centrobind.cli import app, main
-from centrobind.embedding import load_embeddings
+from centrobind.binder.embedding import load_embeddings
+from centrobind.cli.main import app, main
 
 
 def run(*arguments):
@@ -139,7 +139,7 @@ def test_mistakes_are_said_in_words(world, capsys, tmp_path):
 
 def test_help_is_quick_and_complete():
     """`--help` must not import torch: that alone takes seconds."""
-    code = "import sys, centrobind.cli; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    code = "import sys, centrobind.cli.main; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     for command in ("demo", "import", "inspect", "train", "evaluate", "diagnose", "embed"):
         said = run(command, "--help").output

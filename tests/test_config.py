@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from centrobind.config import check_config, dump_config, load_config, make_objective
 from centrobind.errors import ConfigError
-from centrobind.objectives import OBJECTIVES
+from centrobind.objectives.table import OBJECTIVES
+from centrobind.training.config import check_config, dump_config, load_config, make_objective
 
 GOOD = """\
 data: store

@@ -3,10 +3,10 @@ import json
 import pytest
 
 import centrobind as cb
-from centrobind import demo
-from centrobind.config import load_config
+from centrobind.arena import demo
 from centrobind.errors import RunError
-from centrobind.evaluation import recall_differences
+from centrobind.evaluation.evaluate import recall_differences
+from centrobind.training.config import load_config
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 import centrobind as cb
-from centrobind import theory
-from centrobind.augment import augment
-from centrobind.diagnosis import examine
-from centrobind.embedding import embed_views
+from centrobind.binder.augment import augment
+from centrobind.binder.embedding import embed_views
 from centrobind.errors import DataError
-from centrobind.findings import CHECKS, Finding
-from centrobind.fitting import run_objective
-from centrobind.realignment import realigned
-from centrobind.tables import diagnosis_text
+from centrobind.evaluation import bounds
+from centrobind.evaluation.diagnose import examine
+from centrobind.evaluation.findings import CHECKS, Finding
+from centrobind.evaluation.realignment import realigned
+from centrobind.report.tables import diagnosis_text
+from centrobind.training.fit import run_objective
 from centrobind.types import Embeddings, unit
+from test_bounds import loop_information
 from test_cli import fails, run, world  # noqa: F401 (a fixture)
-from test_theory import loop_information
 
 COUNTS = (2, 3, 5)
 
@@ -317,7 +317,7 @@ def test_new_heads_find_what_a_fixed_anchor_did_not_ask_for(lost):
     assert names_of(found) == [("lost pair", "m1", "m2")] and "anchor (m0)" in found.findings[0].sentence
     assert binder.fingerprint == before, "the binder is left as it was"
     made = realigned(binder, train, test)
-    again = theory.bounds(made, resamples=100).inter
+    again = bounds.bounds(made, resamples=100).inter
     assert again == found.reachable, "the same heads every time"
     assert torch.equal(made.present, torch.from_numpy(test.present)) and made.dim == binder.dim
     assert list(made.ids) == list(test.ids[:])
@@ -365,8 +365,8 @@ def test_the_command_prints_three_numbers_and_writes_json(world, capsys):  # noq
 
 
 def test_a_run_gives_its_objective_back_with_what_it_learned(tmp_path):
-    from centrobind.config import check_config
-    from centrobind.fitting import run_config
+    from centrobind.training.config import check_config
+    from centrobind.training.fit import run_config
 
     config = check_config(
         {
@@ -383,7 +383,7 @@ def test_a_run_gives_its_objective_back_with_what_it_learned(tmp_path):
     assert objective.temperature().item() != pytest.approx(0.3, abs=1e-4)
     assert objective.anchor.scores.abs().max() > 0
     assert run_objective(tmp_path / "run" / "binder.safetensors", binder) is None
-    assert isinstance(theory.bounds(binder.embed(data), anchor=objective.anchor).anchor["m0"], theory.Bound)
+    assert isinstance(bounds.bounds(binder.embed(data), anchor=objective.anchor).anchor["m0"], bounds.Bound)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

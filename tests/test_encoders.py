@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from centrobind.encoders import ENCODERS, KIND_ENCODERS
+from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.errors import ConfigError
 
 SHAPES = {"vector": (7,), "sequence": (20, 3), "image": (2, 17, 13), "text": (30,)}

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from centrobind.errors import DataError
-from centrobind.evaluation import evaluate, probes, recall_differences, recall_intervals
-from centrobind.metrics import retrieval
+from centrobind.evaluation.evaluate import evaluate, probes, recall_differences, recall_intervals
+from centrobind.evaluation.metrics import retrieval
 from centrobind.types import Embeddings
 
 
@@ -52,11 +52,11 @@ def test_gaps_and_missing_labels_are_left_out():
 
 
 def test_absent_rows_teach_the_probes_nothing(monkeypatch):
-    from centrobind import evaluation
+    from centrobind.evaluation import evaluate
 
     learned = []
-    plain = evaluation.fit_linear_probe
-    monkeypatch.setattr(evaluation, "fit_linear_probe", lambda x, y: learned.append(x) or plain(x, y))
+    plain = evaluate.fit_linear_probe
+    monkeypatch.setattr(evaluate, "fit_linear_probe", lambda x, y: learned.append(x) or plain(x, y))
     (train, y_train), (test, y) = classes(100, seed=1, gaps=True), classes(100, seed=2)
     probes(test, y, train, [None] * 50 + list(y_train[50:]))
     for m, x in enumerate(learned[:3]):

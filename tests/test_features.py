@@ -10,11 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import centrobind.features as features
-from centrobind.cli import app
+import centrobind.binder.features as features
+from centrobind.binder.features import featurize, featurize_store, fingerprint
+from centrobind.cli.main import app
 from centrobind.data import Samples, open_store, write_store
 from centrobind.errors import ConfigError, DataError, StoreError
-from centrobind.features import featurize, featurize_store, fingerprint
 
 
 def lengths(texts):
@@ -169,7 +169,7 @@ def test_on_the_command_line_with_a_function_of_ones_own(mixed, tmp_path):
 
 
 def test_torchrun_shares_the_parts_and_goes_on_where_another_was_stopped(mixed, tmp_path, monkeypatch):
-    small = "import centrobind.features\ncentrobind.features.PART = 10\n"
+    small = "import centrobind.binder.features\ncentrobind.features.PART = 10\n"
     stop = "seen = []\ndef lengths(texts, whole=lengths):\n    seen.append(1)\n    if len(seen) > 2: raise KeyboardInterrupt\n    return whole(texts)\n"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(features, "PART", 10)

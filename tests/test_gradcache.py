@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from centrobind.augment import augment
-from centrobind.gradcache import GradCache, chunks
-from centrobind.model import build_binder
-from centrobind.objectives import LeaveOneOut
-from centrobind.run import RunFolder
+from centrobind.binder.augment import augment
+from centrobind.binder.binder import build_binder
+from centrobind.objectives.table import LeaveOneOut
 from centrobind.seeds import seeded
+from centrobind.training.gradcache import GradCache, chunks
+from centrobind.training.run_folder import RunFolder
 from test_train import RunError, go, log_of, same_weights
 
 SIZES = [1, 4, 7, 24, 100]

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import centrobind as cb
+from centrobind.binder.binder import build_binder
 from centrobind.errors import DataError, ExtraError, StoreError
 from centrobind.index import segments, topk
 from centrobind.index.asking import combined
 from centrobind.index.engine import About
 from centrobind.index.opening import ENGINES, as_samples
 from centrobind.index.segments import read_manifest, to_merge
-from centrobind.model import build_binder
 from centrobind.types import Embeddings
 
 NAMES = ("image", "sound", "name", "touch", "smell")

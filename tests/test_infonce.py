@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from centrobind import fused
-from centrobind import infonce as module
 from centrobind.errors import DataError
-from centrobind.infonce import infonce
+from centrobind.objectives import infonce as module
+from centrobind.objectives import tiled_infonce
+from centrobind.objectives.infonce import infonce
 from twins import one_way, some_present, unit_vectors
 
 pytestmark = pytest.mark.usefixtures("form")
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.usefixtures("form")
 @pytest.fixture(params=["dense", "fused", "careful"])
 def form(request, monkeypatch):
     """Every test here with one matrix, with small tiles, and with small tiles in the form for extreme logits."""
-    monkeypatch.setitem(fused.TILES, "cpu", (4, 3))
+    monkeypatch.setitem(tiled_infonce.TILES, "cpu", (4, 3))
     monkeypatch.setattr(module, "DENSE_UP_TO", 1000 if request.param == "dense" else 0)
     if request.param == "careful":
-        monkeypatch.setattr(fused, "LARGEST", dict.fromkeys(fused.LARGEST, 0.0))
+        monkeypatch.setattr(tiled_infonce, "LARGEST", dict.fromkeys(tiled_infonce.LARGEST, 0.0))
 
 
 SIZES = [(1, 7, 4), (2, 9, 5), (3, 6, 8), (5, 5, 3)]  # M, N, D: all different

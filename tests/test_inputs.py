@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from centrobind.binder.inputs import INPUTS, Numbers, Pixels, Words, split_words
 from centrobind.data import Samples
 from centrobind.errors import DataError
-from centrobind.inputs import INPUTS, Numbers, Pixels, Words, split_words
 
 
 def learned(kind, values, present=None, **options):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from centrobind.cli import app, main
-from centrobind.config import TrainConfig, check_config
+from centrobind.binder.binder import build_binder
+from centrobind.cli.main import app, main
 from centrobind.data import Samples
-from centrobind.memory import allocations, needs, plan
-from centrobind.model import build_binder
-from centrobind.train import train
+from centrobind.training.config import TrainConfig, check_config
+from centrobind.training.loop import train
+from centrobind.training.memory import allocations, needs, plan
 from test_train import objective_for
 
 

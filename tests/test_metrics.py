@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
-from centrobind import metrics
 from centrobind.errors import DataError
-from centrobind.metrics import geometry, pair_ranks, rank_metrics, ranks, retrieval, uniformity
+from centrobind.evaluation import metrics
+from centrobind.evaluation.metrics import geometry, pair_ranks, rank_metrics, ranks, retrieval, uniformity
 from centrobind.types import Embeddings
 from twins import dot, some_present, unit_vectors
 

@@ -8,8 +8,8 @@ import torch
 
 import centrobind as cb
 from centrobind.errors import ConfigError, DataError
-from centrobind.losses import HIGHEST, LOWEST, AnchorInfoNCE, intra_and_inter, leak
-from centrobind.objectives import OBJECTIVES
+from centrobind.objectives.losses import HIGHEST, LOWEST, AnchorInfoNCE, intra_and_inter, leak
+from centrobind.objectives.table import OBJECTIVES
 from centrobind.types import Embeddings
 from twins import loop_joint, loop_objective, loop_ova_ib, some_present, symmetric, unit_vectors
 
@@ -399,7 +399,7 @@ def test_joint_objectives_know_no_groups():
 
 
 def test_weights_of_modalities():
-    from centrobind import anchors
+    from centrobind.objectives import anchors
 
     z, views = data(3)
     weights = {"a": 3.0, "c": 0.0}

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from centrobind.anchors import leave_one_out
 from centrobind.arena.plan import ALL, ArenaConfig, contenders, finals, objective_of, searches, starts
-from centrobind.config import load_checked
 from centrobind.errors import ConfigError
-from centrobind.objectives import OBJECTIVES
+from centrobind.objectives.anchors import leave_one_out
+from centrobind.objectives.table import OBJECTIVES
+from centrobind.training.config import load_checked
 from centrobind.types import Embeddings
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,8 @@ def test_a_learned_temperature_starts_at_the_usual_place():
 def test_an_objective_of_ones_own_is_a_file_and_a_name(tmp_path, body):
     path = tmp_path / "own.py"
     path.write_text(
-        "from centrobind.anchors import leave_one_out\nfrom centrobind.losses import AnchorInfoNCE\n" + body
+        "from centrobind.objectives.anchors import leave_one_out\nfrom centrobind.objectives.losses import AnchorInfoNCE\n"
+        + body
     )
     one = contenders([f"{path}:mine"], ["a", "b"])[0]
     assert one.label == "mine"

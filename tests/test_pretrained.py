@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import centrobind
-from centrobind.config import check_config
+from centrobind.binder.binder import build_binder
+from centrobind.binder.features import featurize, featurize_store, open_extractor
+from centrobind.binder.pretrained import Pretrained, check_vision
 from centrobind.data import Column, Samples, open_store, write_store
 from centrobind.errors import ConfigError, DataError, ExtraError
-from centrobind.features import featurize, featurize_store, open_extractor
-from centrobind.model import build_binder
-from centrobind.pretrained import Pretrained, check_vision
+from centrobind.training.config import check_config
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] red green blue thing number a dog".split()
 

@@ -17,16 +17,16 @@ from torch import nn
 
 import centrobind
 import ranks_jobs
-from centrobind.checkpoint import load
-from centrobind.config import load_config
+from centrobind.binder.checkpoint import load
+from centrobind.binder.encoders import Dropout
 from centrobind.data import write_store
-from centrobind.encoders import Dropout
+from centrobind.distributed import ALONE, Team, bytes_per_step, gather, joined, placed
 from centrobind.errors import RunError
-from centrobind.fitting import run_config
-from centrobind.objectives import OBJECTIVES
-from centrobind.ranks import ALONE, Team, bytes_per_step, gather, joined, placed
-from centrobind.run import RunFolder
+from centrobind.objectives.table import OBJECTIVES
 from centrobind.seeds import seeded
+from centrobind.training.config import load_config
+from centrobind.training.fit import run_config
+from centrobind.training.run_folder import RunFolder
 from centrobind.types import Embeddings
 
 SIZES = (2, 3)
@@ -247,7 +247,7 @@ def test_torchrun_trains_what_one_process_trains(config, monkeypatch):
 def test_an_error_on_one_rank_is_told_by_its_name_and_ends_the_run(config):
     (config / "break.py").write_text(
         """import os
-from centrobind.cli import main
+from centrobind.cli.main import main
 from centrobind.data import Samples
 from centrobind.errors import DataError
 

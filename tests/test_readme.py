@@ -11,9 +11,9 @@ import pytest
 import typer.main
 import yaml
 
-from centrobind.cli import app
-from centrobind.config import check_config
-from centrobind.tables import markdown_table
+from centrobind.cli.main import app
+from centrobind.report.tables import markdown_table
+from centrobind.training.config import check_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,7 +96,7 @@ def test_links_lead_somewhere():
 
 
 def test_every_objective_is_in_the_docs():
-    from centrobind.objectives import OBJECTIVES
+    from centrobind.objectives.table import OBJECTIVES
 
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "objectives.md").read_text(), flags=re.MULTILINE)
     assert rows == list(OBJECTIVES)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from centrobind import report
-from centrobind.evaluation import evaluate
-from centrobind.tables import html_table, markdown_table, terminal_table
+from centrobind.evaluation.evaluate import evaluate
+from centrobind.report import page as pages
+from centrobind.report.tables import html_table, markdown_table, terminal_table
 from centrobind.types import Embeddings
 
 
@@ -58,17 +58,17 @@ def test_the_page_is_whole_and_asks_for_nothing(rows, tmp_path):
     colours = {row["label"]: "#d1495b" for row in rows}
     log = [{"step": s, "loss": 5 / s, "valid/mean/mrr": 1 - 1 / s} for s in range(1, 9)]
     glyph = np.eye(8, dtype=np.uint8) * 255
-    report.write_page(
+    pages.write_page(
         tmp_path / "r.html",
         "A <title>",
         "What it shows & more",
         [
-            report.points(["one < two"]),
-            report.table_section(rows, colours),
-            report.matrices_section(rows, space.modalities),
-            report.curves_section({row["label"]: log for row in rows}, colours),
-            report.map_section(space, ["x", "y"] * 20, most=30),
-            report.pictures_section([("<knight>", glyph, [("a", glyph, True), ("b", glyph, False)])]),
+            pages.points(["one < two"]),
+            pages.table_section(rows, colours),
+            pages.matrices_section(rows, space.modalities),
+            pages.curves_section({row["label"]: log for row in rows}, colours),
+            pages.map_section(space, ["x", "y"] * 20, most=30),
+            pages.pictures_section([("<knight>", glyph, [("a", glyph, True), ("b", glyph, False)])]),
         ],
     )
     page = (tmp_path / "r.html").read_text()
@@ -80,7 +80,7 @@ def test_the_page_is_whole_and_asks_for_nothing(rows, tmp_path):
     assert reader.tags.count("svg") == 4 and reader.tags.count("img") == 4 and "table" in reader.tags
     for words in ("A <title>", "blurred & <b>", "one < two", "<KNIGHT>", "✓ a"):
         assert words in reader.text, words
-    assert "currentColor" in page and report.plots.INK not in page
+    assert "currentColor" in page and pages.plots.INK not in page
 
 
 def test_tables_say_the_same_three_times(rows):
@@ -98,11 +98,11 @@ def test_a_number_that_is_missing_is_a_dash(rows):
 
 
 def test_the_matrix_has_rows_that_ask():
-    table = report.recall_matrix({"a_to_b/recall@1": 0.25, "b_to_a/recall@1": 0.5}, ["a", "b"])
+    table = pages.recall_matrix({"a_to_b/recall@1": 0.25, "b_to_a/recall@1": 0.5}, ["a", "b"])
     assert table[0, 1] == 25 and table[1, 0] == 50 and np.isnan(table[0, 0])
 
 
 def test_neighbours_kept_is_one_for_the_same_space_and_small_for_chance():
     z = np.random.default_rng(0).normal(size=(300, 5))
-    assert report.neighbours_kept(z, 3 * z) == 1
-    assert report.neighbours_kept(z, np.random.default_rng(1).normal(size=(300, 2))) < 0.1
+    assert pages.neighbours_kept(z, 3 * z) == 1
+    assert pages.neighbours_kept(z, np.random.default_rng(1).normal(size=(300, 2))) < 0.1

@@ -15,7 +15,7 @@ import centrobind as cb
 from centrobind.arena.pages import write_results
 from centrobind.arena.plan import ArenaConfig, describe
 from centrobind.arena.schedule import Arena, Ledger, fit_to_budget, planned
-from centrobind.cli import app
+from centrobind.cli.main import app
 
 OWN = """
 import os

@@ -8,9 +8,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import centrobind as cb
-from centrobind.cli import app
+from centrobind.binder.binder import build_binder
+from centrobind.cli.main import app
 from centrobind.errors import CentrobindError
-from centrobind.model import build_binder
 from conftest import mixed_samples
 
 

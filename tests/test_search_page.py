@@ -6,7 +6,7 @@ import re
 import typer.main
 
 import search_page
-from centrobind.cli import app
+from centrobind.cli.main import app
 
 
 def test_the_tables_come_from_the_results_files():

@@ -18,17 +18,17 @@ import pytest
 import torch
 from PIL import Image
 
-from centrobind import demo
-from centrobind.checkpoint import save
-from centrobind.config import check_config
+from centrobind.arena import demo
+from centrobind.binder.binder import build_binder
+from centrobind.binder.checkpoint import save
 from centrobind.data import write_store
 from centrobind.errors import DataError, ExtraError, RunError, StoreError
-from centrobind.fitting import run_config
-from centrobind.metrics import retrieval
-from centrobind.model import build_binder
+from centrobind.evaluation.metrics import retrieval
 from centrobind.serve.app import is_loopback, listen, make_app
 from centrobind.serve.gallery import Part, open_gallery
 from centrobind.serve.guard import Bounds, Guard
+from centrobind.training.config import check_config
+from centrobind.training.fit import run_config
 from conftest import mixed_samples
 from scene import ask, form
 
@@ -537,15 +537,15 @@ def test_what_cannot_be_served_is_said(world, tmp_path, monkeypatch):
 def test_the_demo_says_how_to_look_at_it(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from centrobind import cli
+    from centrobind.cli import main
 
     made, served = {"rows": [], "sentence": "", "verdicts": []}, []
     monkeypatch.setattr(demo, "run_demo", lambda *_, **__: made)
-    monkeypatch.setattr("centrobind.tables.terminal_table", lambda rows: "")
-    monkeypatch.setattr(cli, "serve_run", lambda *given, **more: served.append((given, more)))
-    said = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
+    monkeypatch.setattr("centrobind.report.tables.terminal_table", lambda rows: "")
+    monkeypatch.setattr(main, "serve_run", lambda *given, **more: served.append((given, more)))
+    said = CliRunner().invoke(main.app, ["demo", "--out", str(tmp_path)])
     assert said.output.splitlines()[-1].endswith(f"centrobind serve {tmp_path} glyphs") and not served
-    CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), "--serve"])
+    CliRunner().invoke(main.app, ["demo", "--out", str(tmp_path), "--serve"])
     assert served == [((tmp_path, "glyphs"), {"browse": True})]
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from centrobind.checkpoint import load
-from centrobind.config import TrainConfig, check_config, make_objective
+from centrobind.binder.binder import build_binder
+from centrobind.binder.checkpoint import load
 from centrobind.data import Samples, train_and_valid
-from centrobind.datasets import synthetic, xor
+from centrobind.data.builtin import synthetic, xor
 from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, DataError, RunError
-from centrobind.evaluation import evaluate
-from centrobind.model import build_binder
-from centrobind.objectives import OBJECTIVES
-from centrobind.run import RunFolder
-from centrobind.train import schedule, train
+from centrobind.evaluation.evaluate import evaluate
+from centrobind.objectives.table import OBJECTIVES
+from centrobind.training.config import TrainConfig, check_config, make_objective
+from centrobind.training.loop import schedule, train
+from centrobind.training.run_folder import RunFolder
 
 FAST = {"steps": 12, "batch_size": 16, "log_every": 1, "validate_every": 4, "checkpoint_every": 3, "tensorboard": False}
 
@@ -179,7 +179,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched(mixed):
 
 def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
     """Dropout, random anchors and views: a step that repeated the draws of another would be a silent flaw."""
-    from centrobind import step as loop
+    from centrobind.training import step as loop
 
     seeds = []
     plain = loop.augment
@@ -192,7 +192,7 @@ def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
 
 
 def test_learned_numbers_are_bounded_after_every_step(mixed, monkeypatch):
-    from centrobind.losses import AnchorInfoNCE
+    from centrobind.objectives.losses import AnchorInfoNCE
 
     calls = []
     plain = AnchorInfoNCE.bound
@@ -202,7 +202,7 @@ def test_learned_numbers_are_bounded_after_every_step(mixed, monkeypatch):
 
 
 def test_of_equal_scores_the_first_is_best():
-    from centrobind.train import Best
+    from centrobind.training.loop import Best
 
     best = Best()
     assert best.improves(0.5, 1) and not best.improves(0.5, 2) and best.improves(0.6, 3) and best.step == 3
@@ -226,7 +226,7 @@ def test_best_is_kept_or_last_as_asked(mixed, tmp_path):
         best = max(records, key=records.get)
         assert best < 12
         _, valid = train_and_valid(mixed)
-        from centrobind.train import validate
+        from centrobind.training.loop import validate
 
         scores[keep] = validate(binder, valid)["mean/mrr"]
         assert scores[keep] == pytest.approx(records[best if keep == "best" else 12])
@@ -253,7 +253,7 @@ def test_schedule_rises_then_falls_to_nothing():
 
 
 def test_weights_without_a_direction_do_not_decay(mixed):
-    from centrobind.train import make_optimizer
+    from centrobind.training.loop import make_optimizer
 
     binder = build_binder(mixed)
     decays = {

@@ -12,7 +12,7 @@ import torch
 import centrobind as cb
 from centrobind.arena.plan import ArenaConfig, contenders, finals, starts
 from centrobind.arena.trials import native_retrieval, run_trial, store_of, subset_retrieval
-from centrobind.checkpoint import load
+from centrobind.binder.checkpoint import load
 from centrobind.types import Embeddings
 from twins import dot, some_present, unit_vectors
 

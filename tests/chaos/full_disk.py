@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from centrobind.checkpoint import load, save
+from centrobind.binder.checkpoint import load, save
+from centrobind.binder.embedding import embed_to
 from centrobind.data import open_store, read_chunks, write_store
-from centrobind.embedding import embed_to
 from centrobind.errors import CentrobindError
-from centrobind.run import RunFolder
+from centrobind.training.run_folder import RunFolder
 from chaos.kills import left_by, make_data, make_table, training
 
 

@@ -34,16 +34,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from centrobind.checkpoint import load, read_tensors, write_tensors
-from centrobind.config import TrainConfig
+from centrobind.binder.binder import build_binder
+from centrobind.binder.checkpoint import load, read_tensors, write_tensors
 from centrobind.data import Sampler, Samples, assign_splits, inspect_samples, open_store, train_and_valid, write_store
 from centrobind.data.store import checksum
 from centrobind.errors import CentrobindError, RunError
-from centrobind.model import build_binder
-from centrobind.nonfinite import replay
-from centrobind.objectives import LeaveOneOut
-from centrobind.run import RunFolder
-from centrobind.train import Best, make_optimizer, restore, train
+from centrobind.objectives.table import LeaveOneOut
+from centrobind.training.config import TrainConfig
+from centrobind.training.loop import Best, make_optimizer, restore, train
+from centrobind.training.replay import replay
+from centrobind.training.run_folder import RunFolder
 
 HOSTILE = [
     "../../etc/passwd", "/etc/passwd", "..", "", "x" * 5000, "\0", "\ud800", "vector", "text", "image", "mlp", "custom",

@@ -32,13 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import centrobind.train as loop
-from centrobind import cli
-from centrobind.config import check_config
+import centrobind.training.loop as loop
+from centrobind.cli import main as command_line
 from centrobind.data import ReadAhead, Samples, assign_splits, open_store, read_chunks, store, write_store
 from centrobind.errors import StoreError
-from centrobind.fitting import run_config
-from centrobind.run import RunFolder
+from centrobind.training.config import check_config
+from centrobind.training.fit import run_config
+from centrobind.training.run_folder import RunFolder
 
 NOTE = 1024  # bytes
 OBJECTIVES = ("leave_one_out", "random", "all_pairs", "learned")
@@ -259,7 +259,7 @@ def make_table(folder: Path, name: str, rows: int) -> Path:
 
 
 def importing(source: Path, target: Path) -> Callable[[], Any]:
-    return lambda: cli.app(["import", str(source), str(target), "--force"], standalone_mode=False)
+    return lambda: command_line.app(["import", str(source), str(target), "--force"], standalone_mode=False)
 
 
 def kill_import(folder: Path, rounds: int, draw: random.Random, rows: int = 6000) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from centrobind.config import TrainConfig
+from centrobind.binder.binder import build_binder
 from centrobind.data import Samples, open_store, write_store
-from centrobind.model import build_binder
-from centrobind.objectives import LeaveOneOut
-from centrobind.train import train
+from centrobind.objectives.table import LeaveOneOut
+from centrobind.training.config import TrainConfig
+from centrobind.training.loop import train
 from chaos.process import python
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from centrobind.config import load_config
 from centrobind.data import Sampler, Samples, open_store, read_chunks, write_store
 from centrobind.data.store import read_in_chunks
 from centrobind.errors import CentrobindError, ConfigError, DataError
+from centrobind.training.config import load_config
 
 QUICK = dict(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,8}", fullmatch=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from centrobind import plots, report
 from centrobind.arena import standings
 from centrobind.arena.plan import Contender, describe
 from centrobind.arena.schedule import Arena, Row
-from centrobind.checkpoint import write_atomically
-from centrobind.tables import Column, html_table, markdown_table
+from centrobind.binder.checkpoint import write_atomically
+from centrobind.report import page, plots
+from centrobind.report.tables import Column, html_table, markdown_table
 
 COLUMNS: list[Column] = [
     ("mean R@1", ["mean/recall@1"]),
@@ -31,7 +31,7 @@ DYNAMIC = ("CentroBind", "leave-one-out", "learned centroid", "random anchor")
 
 
 def write_results(arena: Arena, *, ours: str | None = None) -> dict[str, Any]:
-    """results.json, tables.md and report.html of everything in the ledger so far; returns the results."""
+    """results.json, tables.md and page.html of everything in the ledger so far; returns the results."""
     rows = list(arena.ledger.rows.values())
     names = [dataset.label for dataset in arena.datasets]
     draws = {name: standings.measure_all(rows, arena.out, name) for name in names}
@@ -48,7 +48,7 @@ def write_results(arena: Arena, *, ours: str | None = None) -> dict[str, Any]:
     }
     write_atomically(arena.out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(arena.out / "tables.md", markdown(results).encode())
-    report.write_page(arena.out / "report.html", "The arena", lead(results), sections(results))
+    page.write_page(arena.out / "report.html", "The arena", lead(results), sections(results))
     return results
 
 
@@ -152,11 +152,11 @@ def sections(results: Mapping[str, Any]) -> list[str]:
                 f"Average rank over {found['data_sets']} data sets, 1 = best. Contenders joined by a bar are closer "
                 "together than chance allows to tell (Nemenyi, 5 %)."
             )
-            made.append(report.section(f"Ranks: {measure}", report.figure(picture, note)))
+            made.append(page.section(f"Ranks: {measure}", page.figure(picture, note)))
     if results["ours"]:
         for measure in ("worst/recall@1", "mean/recall@1"):
             heading = f"{results['ours']} on {measure}, data sets won and lost (paired bootstrap, Holm, 5 %)"
-            made.append(report.section(heading, report.points(duel_lines(results, measure))))
+            made.append(page.section(heading, page.points(duel_lines(results, measure))))
     for name, found in results["data"].items():
         made.append(dataset_section(name, found))
     return made
@@ -178,11 +178,11 @@ def dataset_section(name: str, found: Mapping[str, Any]) -> str:
     ]
     rows = [row for row in found["rows"] if row["metrics"]]
     silent = [f"{row['label']}: {row['why']}" for row in found["rows"] if not row["metrics"]]
-    return report.section(
+    return page.section(
         name,
-        report.figure(plots.score_dots(dots)),
+        page.figure(plots.score_dots(dots)),
         html_table(rows, "Test split, in %, mean over seeds; temperature and lr as chosen on validation", COLUMNS),
-        report.points(silent) if silent else "",
+        page.points(silent) if silent else "",
     )
 
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from centrobind.config import ModalityConfig, Strict, check_config, make_objective
 from centrobind.errors import ConfigError
-from centrobind.losses import AnchorInfoNCE, Objective
-from centrobind.objectives import OBJECTIVES
+from centrobind.objectives.losses import AnchorInfoNCE, Objective
+from centrobind.objectives.table import OBJECTIVES
 from centrobind.own_code import own_function
+from centrobind.training.config import ModalityConfig, Strict, check_config, make_objective
 
 # "all" leaves out `weighted`: without weights of one's own it is centrobind again.
 ALL = tuple(name for name in OBJECTIVES if name != "weighted")

@@ -33,7 +33,7 @@ from centrobind.arena.plan import (
     starts,
 )
 from centrobind.arena.trials import run_trial, store_of
-from centrobind.checkpoint import write_atomically
+from centrobind.binder.checkpoint import write_atomically
 from centrobind.data import open_store
 from centrobind.errors import RunError, Stopped
 from centrobind.progress import Watch, silent

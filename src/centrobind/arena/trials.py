@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from centrobind.arena.plan import DatasetConfig, Trial, objective_of
-from centrobind.checkpoint import load, save
-from centrobind.config import TrainConfig
+from centrobind.binder.binder import Binder, build_binder
+from centrobind.binder.checkpoint import load, save
 from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
-from centrobind.datasets import DATASETS
-from centrobind.evaluation import label_codes, probe_outcomes, ranks_by_sample
-from centrobind.losses import Objective
-from centrobind.metrics import geometry, rank_metrics, ranks, retrieval
-from centrobind.model import Binder, build_binder
-from centrobind.train import train
+from centrobind.data.builtin import DATASETS
+from centrobind.evaluation.evaluate import label_codes, probe_outcomes, ranks_by_sample
+from centrobind.evaluation.metrics import geometry, rank_metrics, ranks, retrieval
+from centrobind.objectives.losses import Objective
+from centrobind.training.config import TrainConfig
+from centrobind.training.loop import train
 from centrobind.types import Embeddings
 
 

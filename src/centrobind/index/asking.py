@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from centrobind.binder.binder import Binder
 from centrobind.data import decode_image, decode_npy, decode_series, decode_sound, decode_text
 from centrobind.errors import DataError
 from centrobind.index.opening import Index
-from centrobind.model import Binder
 from centrobind.types import unit
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")

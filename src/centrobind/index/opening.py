@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from centrobind.binder.binder import Binder
+from centrobind.binder.embedding import embedded_chunks
 from centrobind.data import Codes, Samples
 from centrobind.data.store import CATEGORIES
-from centrobind.embedding import embedded_chunks
 from centrobind.errors import DataError, StoreError
 from centrobind.index.engine import About, Engine
 from centrobind.index.exact import Exact
 from centrobind.index.lance import Lance, exists
 from centrobind.index.segments import MANIFEST
-from centrobind.model import Binder
 from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings, unit
 

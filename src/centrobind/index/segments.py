@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.checkpoint import write_atomically
+from centrobind.binder.checkpoint import write_atomically
 from centrobind.data import Samples, open_store, write_store
 from centrobind.data.samples import NAME, NOT_AN_ARRAY
 from centrobind.errors import CheckpointError, StoreError, not_written

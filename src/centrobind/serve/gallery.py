@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.checkpoint import load
-from centrobind.config import load_config
+from centrobind.binder.binder import Binder
+from centrobind.binder.checkpoint import load
+from centrobind.binder.embedding import embed_views
+from centrobind.binder.inputs import split_words
 from centrobind.data import Samples
-from centrobind.diagnosis import examine
-from centrobind.embedding import embed_views
 from centrobind.errors import CheckpointError, ConfigError, DataError, StoreError
-from centrobind.fitting import open_data, run_objective
+from centrobind.evaluation.diagnose import examine
+from centrobind.evaluation.metrics import geometry, retrieval
 from centrobind.index import Index, build_index, open_index
 from centrobind.index.asking import Given, combined, embedded
-from centrobind.inputs import split_words
-from centrobind.losses import Objective
-from centrobind.metrics import geometry, retrieval
-from centrobind.model import Binder
+from centrobind.objectives.losses import Objective
 from centrobind.progress import Watch, silent
-from centrobind.serve.atlas import STEPS, Atlas, cached_atlas
+from centrobind.report.atlas import STEPS, Atlas, cached_atlas
 from centrobind.serve.values import File, as_file, shows
+from centrobind.training.config import load_config
+from centrobind.training.fit import open_data, run_objective
 from centrobind.types import unit
 
 MOST_MEASURED = 4000  # samples that the report looks at

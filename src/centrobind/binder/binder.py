@@ -1,0 +1,215 @@
+"""The binder: one tower per modality, all ending in one space. Batch -> Embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
+from centrobind.binder.inputs import INPUTS, Words
+from centrobind.binder.pretrained import pretrained_tower
+from centrobind.data import Samples
+from centrobind.distributed import placed
+from centrobind.errors import ConfigError, DataError
+from centrobind.seeds import seeded
+from centrobind.types import Batch, Embeddings, unit
+
+
+class Tower(nn.Module):
+    """One modality's way into the space: inputs -> encoder -> head -> unit length."""
+
+    def __init__(self, inputs: nn.Module, encoder: nn.Module, dim: int, description: Mapping[str, Any]):
+        super().__init__()
+        self.inputs = inputs
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, dim, bias=False)
+        self.description = dict(description)  # what it takes to build the encoder again; "custom" if we cannot
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """(n, ...) -> (n, dim), unit vectors in float32."""
+        return unit(self.head(self.encoder(prepared)))
+
+
+class Binder(nn.Module):
+    """Towers for any number of modalities; what `fit` returns, what `load` opens."""
+
+    def __init__(self, towers: Mapping[str, Tower], dim: int):
+        super().__init__()
+        # x_: a ModuleDict refuses keys such as "type" or "pop", which are fair names for a modality.
+        self._towers = nn.ModuleDict({f"x_{name}": tower for name, tower in towers.items()})
+        self.dim = dim
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        return {name.removeprefix("x_"): tower for name, tower in self._towers.items()}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.towers)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {name: tower.inputs.kind for name, tower in self.towers.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Stored values -> tensors on the binder's device, standardised or numbered."""
+        prepared = {name: self.towers[name].inputs(values).to(self.device) for name, values in batch.inputs.items()}
+        return replace(batch, inputs=prepared, present=batch.present.to(self.device))
+
+    def forward(self, prepared: Batch) -> Embeddings:
+        """A prepared batch -> its embeddings, zeros where a modality is missing."""
+        rows = []
+        for name, here in zip(prepared.modalities, prepared.present):
+            given, place = prepared.inputs[name], prepared.place and prepared.place[name]
+            count = len(given)
+            if count == 0:  # a row of zeros stands in: attention refuses none, and divided towers need all their layers
+                given = given.new_zeros(1, *given.shape[1:])
+                place = place and (min(place[0], max(place[1] - 1, 0)), max(place[1], 1))
+            with placed(place):  # dropout draws for the whole batch
+                z = self._towers[f"x_{name}"](given)[:count]
+            rows.append(z if here.all() else z.new_zeros(len(here), self.dim).index_put((here,), z))
+        return Embeddings(torch.stack(rows), prepared.present, prepared.modalities, prepared.ids)
+
+    @torch.no_grad()
+    def embed(
+        self,
+        data: Samples | Mapping[str, Any],
+        *,
+        present: Mapping[str, Any] | None = None,
+        batch_size: int = 1024,
+        each: Callable[[int], None] | None = None,
+    ) -> Embeddings:
+        """Embeddings of samples, or of a dict of arrays, in any subset of the binder's modalities.
+
+        `each(n)` is called with the number of samples done. Raises DataError for a modality the binder does not
+        know or values of another shape than in training.
+        """
+        names = data.modalities if isinstance(data, Samples) else tuple(data)
+        if not isinstance(data, Samples):
+            if unknown := [name for name in names if name not in self.towers]:
+                raise DataError(f"the binder has no modality {unknown}, expected some of {list(self.modalities)}")
+            data = Samples.of(data, present=present, kinds={name: self.kinds[name] for name in names})
+        data = data.only([name for name in self.modalities if name in names])
+        if not data.columns:
+            raise DataError(f"none of {list(names)} is a modality of the binder, expected some of {self.modalities}")
+        z = torch.zeros(len(data.columns), len(data), self.dim)
+        was_training = self.training
+        self.eval()
+        try:
+            for start in range(0, len(data), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(data)))
+                z[:, rows] = self(self.prepare(data.batch(rows))).z.float().cpu()
+                if each is not None:
+                    each(int(rows[-1]) + 1)
+        finally:
+            self.train(was_training)
+        return Embeddings(z, torch.from_numpy(data.present), data.modalities, np.array(data.ids[:]))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON: enough to build the same binder again."""
+        towers = {}
+        for name, tower in self.towers.items():
+            inputs = tower.inputs
+            towers[name] = {"kind": inputs.kind, "shape": list(inputs.raw_shape), **tower.description}
+            if isinstance(inputs, Words):
+                towers[name]["words"] = inputs.words()
+        return {"dim": self.dim, "towers": towers}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any weight: embeddings of different binders must not be mixed."""
+        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def build_binder(
+    samples: Samples,
+    *,
+    dim: int = 64,
+    encoders: Mapping[str, str | Mapping[str, Any] | nn.Module] | None = None,
+    seed: int = 0,
+) -> Binder:
+    """A binder with fresh weights for these samples, its inputs fitted to them.
+
+    `encoders[m]` is a name ("mlp"), a name with options ({"encoder": "mlp", "depth": 3}, or {"encoder": "hf", "model":
+    "./folder", "train": True}) or an nn.Module with a `width`; the default follows the kind of the modality. Raises
+    ConfigError or DataError.
+    """
+    if dim < 2:
+        raise ConfigError(f"dim must be at least 2, got {dim}")
+    if unknown := set(encoders or {}) - set(samples.columns):
+        raise DataError(f"encoders= names {sorted(unknown)}, but the modalities are {list(samples.modalities)}")
+    for name, column in samples.columns.items():
+        if not column.present.any():
+            raise DataError(f"modality {name!r} is missing from all {len(samples)} training samples; leave it out")
+    towers = {}
+    for number, (name, column) in enumerate(samples.columns.items()):
+        inputs = INPUTS[column.kind](column.kind, column.shape)
+        inputs.learn(column)
+        with seeded(seed, number):
+            towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim)
+    return Binder(towers, dim)
+
+
+def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Module] | None = None) -> Binder:
+    """A binder of the described shape, weights still to be loaded; custom encoders must be handed in again."""
+    towers = {}
+    for name, about in description["towers"].items():
+        inputs = INPUTS[about["kind"]](about["kind"], tuple(about["shape"]))
+        if "words" in about:
+            inputs.set_words(about["words"])
+        wanted = {key: value for key, value in about.items() if key not in ("kind", "shape", "words")}
+        if wanted["encoder"] == "custom":
+            wanted = (encoders or {}).get(name)
+            if wanted is None:
+                raise ConfigError(
+                    f"modality {name!r} was trained with an encoder of your own; load with encoders={{{name!r}: ...}}"
+                )
+        towers[name] = _tower(name, inputs, wanted, description["dim"], weights=False)
+    return Binder(towers, description["dim"])
+
+
+def _tower(
+    name: str,
+    inputs: nn.Module,
+    wanted: str | Mapping[str, Any] | nn.Module | None,
+    dim: int,
+    *,
+    weights: bool = True,
+) -> Tower:
+    if isinstance(wanted, nn.Module):
+        if not isinstance(getattr(wanted, "width", None), int):
+            raise ConfigError(f"encoder of {name!r}: expected an int attribute `width`, the number of its outputs")
+        return Tower(inputs, wanted, dim, {"encoder": "custom"})
+    wanted = {"encoder": wanted} if isinstance(wanted, str) else dict(wanted or {})
+    kind = wanted.pop("encoder", None) or KIND_ENCODERS[inputs.kind][0]
+    if kind == "hf":
+        if set(wanted) - {"model", "train"} or "model" not in wanted:
+            raise ConfigError(f"encoder 'hf' of {name!r}: takes model, a folder or a name, and train; got {wanted}")
+        made = pretrained_tower(inputs.kind, inputs.raw_shape, **wanted, weights=weights)
+        return Tower(*made, dim, {"encoder": kind, **wanted})
+    fitting = KIND_ENCODERS[inputs.kind]
+    if kind not in fitting:
+        raise ConfigError(f"modality {name!r} is {inputs.kind}: expected an encoder of {list(fitting)}, got {kind!r}")
+    make = ENCODERS[kind]
+    try:
+        inspect.signature(make).bind(inputs.shape, **wanted)
+    except TypeError as error:
+        takes = list(inspect.signature(make).parameters)[1:]
+        raise ConfigError(f"encoder {kind!r} of {name!r}: {error}; it takes {takes}") from None
+    return Tower(inputs, make(inputs.shape, **wanted), dim, {"encoder": kind, **wanted})

@@ -1,0 +1,1 @@
+"""Evaluation: retrieval, probes, information bounds, and what they say about a binder."""

@@ -1,0 +1,197 @@
+"""What a bound space is worth: retrieval in every direction, probes, transfer, geometry, with intervals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from centrobind.data import Codes
+from centrobind.errors import DataError
+from centrobind.evaluation.metrics import KS, geometry, pair_ranks, retrieval
+from centrobind.types import Embeddings
+
+NEIGHBOURS = 10
+FOLDS = 5
+
+
+def evaluate(
+    embeddings: Embeddings,
+    labels: Sequence[Any] | None = None,
+    *,
+    train: Embeddings | None = None,
+    train_labels: Sequence[Any] | None = None,
+    resamples: int = 0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Every measure of these embeddings, as a flat dict such as {"image_to_text/recall@1": 0.41, ...}.
+
+    Retrieval and geometry (see metrics) always; with labels also `probe/<modality>` and `probe/all` (accuracy of
+    logistic regression), `knn/...` (10 nearest neighbours) and `transfer/<a>_to_<b>` (the regression trained on a,
+    tested on b: the protocol of Jeong et al.). Probes learn from `train` if it is given, else by 5-fold
+    cross-validation. `resamples` > 0 adds bootstrap 95 % intervals of recall, `.../low` and `.../high`.
+    Raises DataError when labels do not fit.
+    """
+    found = retrieval(embeddings) | geometry(embeddings)
+    if labels is not None:
+        found |= probes(embeddings, labels, train, train_labels, seed)
+    elif train is not None or train_labels is not None:
+        raise DataError("train= and train_labels= are for probes, which need labels= of the embeddings as well")
+    if resamples > 0:
+        found |= recall_intervals(embeddings, resamples, seed)
+    return found
+
+
+def probes(
+    embeddings: Embeddings,
+    labels: Sequence[Any],
+    train: Embeddings | None = None,
+    train_labels: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracies of classifiers on top of the embeddings; see evaluate."""
+    if (train is None) != (train_labels is None):
+        raise DataError("train= and train_labels= go together: give both or neither")
+    y = label_codes(labels, len(embeddings), "labels")
+    if train is not None:
+        return _means(probe_outcomes(embeddings, y, train, label_codes(train_labels, len(train), "train_labels")))
+    known = np.flatnonzero(y != "")
+    rounds = []
+    for a, b in KFold(min(FOLDS, len(known)), shuffle=True, random_state=seed).split(known):
+        learn, ask = known[a], known[b]
+        rounds.append(probe_outcomes(embeddings.take(ask), y[ask], embeddings.take(learn), y[learn]))
+    names = {name for found in rounds for name in found}
+    return _means({name: np.concatenate([found[name] for found in rounds if name in found]) for name in sorted(names)})
+
+
+def _means(outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(right)) for name, right in outcomes.items() if np.isfinite(right).any()}
+
+
+def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarray:
+    """(N,) labels as strings, "" where none is given."""
+    if isinstance(labels, Codes):
+        labels = [labels.names[code] if code >= 0 else None for code in labels.codes]
+    values = np.array(["" if value is None else str(value) for value in labels])
+    if count is not None and len(values) != count:
+        raise DataError(f"{what}: expected {count} values, one per sample, got {len(values)}")
+    if len(set(values) - {""}) < 2:
+        raise DataError(f"{what}: expected at least two classes, got {sorted(set(values))[:5]}")
+    return values
+
+
+def probe_outcomes(
+    test: Embeddings, y_test: np.ndarray, train: Embeddings, y_train: np.ndarray
+) -> dict[str, np.ndarray]:
+    """By probe, (N,) for the test samples: 1 where it was right, 0 where wrong, NaN where there was nothing to ask."""
+    if train.modalities != test.modalities:
+        raise DataError(f"train embeddings have modalities {train.modalities}, expected {test.modalities}")
+    found: dict[str, np.ndarray] = {}
+    labelled, asked = y_train != "", y_test != ""
+    sources = {name: (train[name].numpy(), train.present[m].numpy()) for m, name in enumerate(train.modalities)}
+    targets = {name: (test[name].numpy(), test.present[m].numpy()) for m, name in enumerate(test.modalities)}
+    sources["all"], targets["all"] = _side_by_side(train), _side_by_side(test)
+
+    def right(classifier: Any, target: str) -> np.ndarray:
+        x, there = targets[target]
+        hits = np.full(len(x), np.nan)
+        if (ask := there & asked).any():
+            hits[ask] = classifier.predict(x[ask]) == y_test[ask]
+        return hits
+
+    for name, (x, present) in sources.items():
+        use = present & labelled
+        if len(set(y_train[use])) < 2:
+            continue
+        linear = fit_linear_probe(x[use], y_train[use])
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, int(use.sum())), weights="distance").fit(x[use], y_train[use])
+        found[f"probe/{name}"], found[f"knn/{name}"] = right(linear, name), right(nearest, name)
+        others = [] if name == "all" else [other for other in train.modalities if other != name]
+        found |= {f"transfer/{name}_to_{other}": right(linear, other) for other in others}
+    values, counts = np.unique(y_train[labelled], return_counts=True)
+    found["probe/majority"] = np.where(asked, y_test == values[counts.argmax()], np.nan)
+    return found
+
+
+def fit_linear_probe(x: np.ndarray, y: np.ndarray) -> Pipeline:
+    """Multinomial logistic regression on standardised features."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200, tol=1e-3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy has settled long before the weights
+        return probe.fit(x, y)
+
+
+def _side_by_side(embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """All modalities of a sample as one vector, zeros where one is missing."""
+    m, n, d = embeddings.z.shape
+    return embeddings.z.transpose(0, 1).reshape(n, m * d).numpy(), embeddings.present.any(0).numpy()
+
+
+def recall_intervals(embeddings: Embeddings, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Bootstrap 95 % intervals of every recall: `image_to_text/recall@1/low` and `/high`, of mean and worst too.
+
+    Samples are drawn with replacement as queries, the same ones for all pairs; the candidates stay.
+    """
+    weights = _resampled(len(embeddings), resamples, seed)
+    named = {}
+    for k in KS:
+        for pair, values in _weighted_recall(embeddings, k, weights).items():
+            low, high = np.nanpercentile(values, [2.5, 97.5])
+            named |= {f"{pair}/recall@{k}/low": float(low), f"{pair}/recall@{k}/high": float(high)}
+    return named
+
+
+def recall_differences(
+    ours: Embeddings, theirs: Embeddings, *, k: int = 1, resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Recall@k of ours minus theirs, with a paired bootstrap 95 % interval, for each pair, the mean and the worst.
+
+    Both must embed the same samples in the same order: each resample draws the same queries for both.
+    """
+    if ours.present.shape != theirs.present.shape or not torch.equal(ours.present, theirs.present):
+        raise DataError("paired differences need embeddings of the same samples in the same modalities")
+    weights = np.concatenate([np.ones((1, len(ours))), _resampled(len(ours), resamples, seed)])
+    mine, other = (_weighted_recall(one, k, weights) for one in (ours, theirs))
+    named = {}
+    for pair in mine:
+        point, *drawn = mine[pair] - other[pair]
+        low, high = np.nanpercentile(drawn, [2.5, 97.5])
+        named[pair] = (float(point), float(low), float(high))
+    return named
+
+
+def _resampled(count: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, count): how often each sample is drawn."""
+    draw = np.random.default_rng(seed)
+    return draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+
+
+def _weighted_recall(embeddings: Embeddings, k: int, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """(resamples,) recall@k of each pair, their mean and the worst."""
+    found = {}
+    for query, target in embeddings.pairs:
+        ranks = ranks_by_sample(embeddings, query, target)
+        asked = np.isfinite(ranks)
+        if asked.any():
+            share = weights[:, asked].sum(1)
+            hit = weights[:, asked] @ (ranks[asked] <= k)
+            found[f"{query}_to_{target}"] = np.divide(hit, share, out=np.full(len(hit), np.nan), where=share > 0)
+    table = np.stack(list(found.values()))
+    return found | {"mean": table.mean(0), "worst": table.min(0)}
+
+
+def ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:
+    """(N,) rank of each sample's own match, inf where a sample lacks one of the two."""
+    both = embeddings.present[embeddings.index(query)] & embeddings.present[embeddings.index(target)]
+    ranks = torch.full((len(embeddings),), torch.inf, dtype=torch.float64)
+    ranks[both] = pair_ranks(embeddings, query, target).double()
+    return ranks.numpy()

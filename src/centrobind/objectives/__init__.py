@@ -1,0 +1,1 @@
+"""Objectives: anchors, the contrastive loss they share, and the joint objectives of others."""

@@ -1,0 +1,263 @@
+"""Objectives: (Embeddings, views) -> loss and its named parts. Plain nn.Modules, usable in anyone's training loop.
+
+loss = CentroBind(temperature=0.2)
+out = loss({"image": z1, "audio": z2}, views={"image": v1, "audio": v2}, present={"audio": has_audio})
+out.total.backward()
+out.parts["leak"]
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from centrobind.errors import ConfigError, DataError
+from centrobind.objectives import anchors
+from centrobind.objectives.anchors import Anchor
+from centrobind.objectives.infonce import InfoNCE, infonce
+from centrobind.seeds import seeded
+from centrobind.types import Embeddings
+
+LOWEST, HIGHEST = 0.003, 10.0  # temperatures: exp(1/0.003) is the last that float32 sums of 100,000 terms can hold
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective returns: `total` to differentiate, `parts` to look at.
+
+    `measure` should hold detached embeddings only: a graph that nobody walks back (views beside a fixed anchor) would
+    live as long as the loss, which in a loop is through the next forward pass.
+    """
+
+    total: Tensor  # () in nats
+    measure: Callable[[], dict[str, float]] = field(repr=False)
+
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """Named parts, computed without gradients when first asked for, because some cost more than the loss.
+
+        `<modality>/to_anchor`, `<modality>/from_anchor`: InfoNCE each way. `intra`: InfoNCE of each modality with
+        its own view, `inter`: with the views of the others, means over modalities and pairs, in nats, at the
+        objective's temperature. `leak`: the share of the positive similarity that a modality contributes to its
+        own anchor, 0 = none, 1 = nothing else. `temperature`.
+        """
+        with torch.no_grad():
+            return self.measure()
+
+
+class Temperature(nn.Module):
+    """The number that similarities are divided by, fixed or learned on a log scale.
+
+    A learned one is bounded by `bound()`, which the training loop calls after each step. Clamping inside
+    forward, as CLIP code does, gives a zero gradient beyond the bound, from where it never comes back.
+    """
+
+    def __init__(self, value: float, learn: bool):
+        super().__init__()
+        if not LOWEST <= value <= HIGHEST:
+            raise ConfigError(f"temperature must lie between {LOWEST} and {HIGHEST} (it divides), got {value}")
+        # Shape [1], not []: FSDP2 shards no scalars.
+        self.log = nn.Parameter(torch.tensor([math.log(value)]), requires_grad=learn)
+
+    def forward(self) -> Tensor:
+        """(1,)"""
+        return self.log.exp()
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        self.log.clamp_(math.log(LOWEST), math.log(HIGHEST))
+
+
+class Objective(nn.Module):
+    """What the training loop expects of an objective; nobody instantiates this one."""
+
+    frozen: tuple[str, ...] = ()  # modalities whose towers the loop leaves as they are
+    needs_views = False  # whether it cannot do without augmented views
+    takes_groups = False  # whether it can leave out negatives
+
+    def __init__(self, temperature: float, learn_temperature: bool):
+        super().__init__()
+        self.temperature = Temperature(temperature, learn_temperature)
+
+    def forward(
+        self,
+        z: Embeddings | Mapping[str, Tensor],
+        *,
+        views: Embeddings | Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        groups: Tensor | None = None,
+    ) -> Loss:
+        """`z`: a (batch, dim) tensor per modality; `views`: the same of augmented inputs (default: z itself);
+        `present`: an (N,) bool tensor for each modality that has gaps; `groups`: (N,) integers, samples of one group
+        (duplicates, takes of one recording) are no negatives of each other.
+
+        Raises DataError when shapes or names differ, no sample has anything to be aligned with, or the objective
+        knows no groups.
+        """
+        z = Embeddings.of(z, present)
+        views = None if views is None else Embeddings.of(views, present)
+        if len(z.modalities) < 2:
+            raise DataError(f"binding needs at least two modalities, got {list(z.modalities)}")
+        if views is None and self.needs_views:
+            raise DataError("this objective compares z with augmented views of it: pass views=")
+        if views is not None and (views.modalities != z.modalities or views.z.shape != z.z.shape):
+            raise DataError(
+                f"views must have the modalities and shape of z, {list(z.modalities)} {tuple(z.z.shape)}, "
+                f"got {list(views.modalities)} {tuple(views.z.shape)}"
+            )
+        if groups is None:
+            return self.compare(z, views)
+        if not self.takes_groups:
+            raise DataError(f"{type(self).__name__} knows no groups: pass groups=None, or use an objective of pairs")
+        return self.compare(z, views, groups.to(z.z.device))
+
+    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
+        """The loss of sound input; with `takes_groups`, `groups` comes as a third argument."""
+        raise NotImplementedError
+
+    def similarity(self, one: Tensor, others: Tensor) -> Tensor:
+        """(N, K): how the objective itself scores N candidates (N, D) of one modality against K tuples (M - 1, K, D) of
+        the others. By default, the similarity with the tuple's centroid."""
+        return one @ others.mean(0).T
+
+    def bound(self) -> None:
+        """Keep learned numbers in their range; the training loop calls it after each step."""
+        self.temperature.bound()
+
+
+class AnchorInfoNCE(Objective):
+    """Align every modality with its anchor: mean over m of (InfoNCE(z_m -> a_m) + InfoNCE(a_m -> z_m)) / 2.
+
+    `anchor` maps the views to one anchor per modality; any function or module of that shape will do. `weights` makes
+    it a weighted mean, {"audio": 2.0}; modalities that are not named count 1. DataError if one is negative.
+    """
+
+    takes_groups = True
+
+    def __init__(
+        self,
+        anchor: Anchor,
+        *,
+        temperature: float = 0.1,
+        learn_temperature: bool = False,
+        weights: Mapping[str, float] | None = None,
+    ):
+        super().__init__(temperature, learn_temperature)
+        self.anchor = anchor
+        self.needs_views = anchor is anchors.own_view
+        self.weights = dict(weights or {})
+        if any(weight < 0 for weight in self.weights.values()):
+            raise DataError(f"weights must not be negative, got {self.weights}")
+
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
+        if unknown := set(self.weights) - set(z.modalities):
+            raise DataError(f"weights name {sorted(unknown)}, expected some of {list(z.modalities)}")
+        views = z if views is None else views
+        anchor = self.anchor(views)
+        temperature = self.temperature()
+        terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature, groups=groups)
+        weights = z.z.new_tensor([self.weights.get(name, 1.0) for name in z.modalities])
+        z, views = z.detach(), views.detach()
+
+        def measure() -> dict[str, float]:
+            return {
+                **_both_ways(z.modalities, terms),
+                **intra_and_inter(z, views, temperature, groups),
+                "leak": leak(self.anchor, z, views),
+                "temperature": temperature.item(),
+            }
+
+        return Loss(_mean_of_terms(terms, weights), measure)
+
+
+class AllPairs(Objective):
+    """Align every modality with every other: mean over pairs of symmetric InfoNCE (CMC, Tian et al. 2020; AudioCLIP).
+
+    With views, z_m meets the view of m' and z_m' the view of m: M(M-1) terms instead of M(M-1)/2.
+    """
+
+    def __init__(self, *, temperature: float = 0.07, learn_temperature: bool = False):
+        super().__init__(temperature, learn_temperature)
+
+    takes_groups = True
+
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
+        pairs = list(itertools.combinations(range(len(z.modalities)), 2))
+        if views is None:
+            views = z
+        else:
+            pairs += [(other, one) for one, other in pairs]
+        temperature = self.temperature()
+        terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
+        names = tuple(f"{z.modalities[one]}_with_{z.modalities[other]}" for one, other in pairs)
+        z, views = z.detach(), views.detach()
+
+        def measure() -> dict[str, float]:
+            return {
+                **_both_ways(names, terms),
+                **intra_and_inter(z, views, temperature, groups),
+                "leak": 0.0,
+                "temperature": temperature.item(),
+            }
+
+        return Loss(_mean_of_terms(terms), measure)
+
+
+def leak(anchor: Anchor, z: Embeddings, views: Embeddings) -> float:
+    """The share of the positive similarities z_m . a_m that is gone when modality m's own view is silenced.
+
+    A share of similarity, not of the loss: 1/M for perfectly aligned modalities under a centroid, near 1 for
+    unrelated ones, 0 for any anchor that leaves its own modality out.
+    """
+    silenced = [views.with_z(views.z.index_fill(0, row, 0)) for row in torch.arange(len(z.modalities)).split(1)]
+    with seeded(0):
+        whole = anchor(views)
+    own = total = 0.0
+    for m, mute in enumerate(silenced):
+        with seeded(0):  # an anchor that draws must draw the same again
+            rest = anchor(mute)
+        both = z.present[m] & whole.present[m]
+        positive, without = ((z.z[m] * made.z[m]).sum(-1)[both].sum() for made in (whole, rest))
+        own, total = own + float(positive - without), total + float(positive)
+    return own / total if total != 0 else 0.0
+
+
+def intra_and_inter(
+    z: Embeddings, views: Embeddings, temperature: Tensor, groups: Tensor | None = None
+) -> dict[str, float]:
+    """Mean symmetric InfoNCE, in nats, of each modality with its own view and with every other's."""
+    found: dict[str, list[float]] = {"intra": [], "inter": []}
+    count = len(z.modalities)
+    for shift in range(count):
+        pairs = [(m, (m + shift) % count) for m in range(count)]
+        terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
+        losses = ((terms.forward + terms.backward) / 2)[terms.count > 0]
+        found["inter" if shift else "intra"] += losses.tolist()
+    return {name: sum(losses) / len(losses) for name, losses in found.items() if losses}
+
+
+def _mean_of_terms(terms: InfoNCE, weights: Tensor | None = None) -> Tensor:
+    """The mean over the modalities (or pairs) that have a positive at all, and a weight."""
+    learnable = terms.count > 0 if weights is None else (terms.count > 0) & (weights > 0)
+    if not learnable.any():
+        raise DataError(
+            "nothing to learn from in this batch: no sample has both a modality and an anchor for it; "
+            "expected some samples with two modalities present"
+        )
+    weights = learnable if weights is None else learnable * weights
+    return torch.where(learnable, weights * (terms.forward + terms.backward) / 2, 0).sum() / weights.sum()
+
+
+def _both_ways(names: tuple[str, ...], terms: InfoNCE) -> dict[str, float]:
+    return {
+        f"{name}/{way}": float(values[m])
+        for way, values in (("to_anchor", terms.forward), ("from_anchor", terms.backward))
+        for m, name in enumerate(names)
+        if terms.count[m] > 0
+    }

@@ -1,0 +1,1 @@
+"""Report: tables, plots, maps and the HTML page."""

@@ -1,0 +1,175 @@
+"""How much memory a run will need, before it is started: measured on small batches, scaled to the asked ones.
+
+Everything in towers grows with the samples in them; the loss with the samples, and with their square until tiles
+take over (see fused and tuples). So two small measurements of each tell the rest. The memory is torch's, for tensors:
+the interpreter and its libraries come on top (about 0.4 GB), and the data, unless they are mapped from a store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from centrobind.binder.augment import augment
+from centrobind.binder.binder import Binder, build_binder
+from centrobind.data import Samples, train_and_valid
+from centrobind.objectives import infonce, tiled_tuples
+from centrobind.objectives.joint import TupleInfoNCE
+from centrobind.objectives.losses import Objective
+from centrobind.objectives.tiled_infonce import TILES
+from centrobind.seeds import seeded
+from centrobind.training.config import RunConfig, TrainConfig, make_objective
+from centrobind.training.fit import configured_samples
+from centrobind.training.loop import DEFAULT_BATCH
+from centrobind.training.step import in_precision
+from centrobind.types import Embeddings, unit
+
+Made = TypeVar("Made")
+FEW, MORE = 32, 64  # samples that towers are measured with
+SMALL, LARGE = 2 * infonce.DENSE_UP_TO, 4 * infonce.DENSE_UP_TO  # and the loss: beyond the dense form, below one tile
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a step with so many samples takes, and the most that are taken at a time."""
+
+    batch_size: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    batch: int
+    towers: int  # what they keep for the backward pass, embeddings included
+    loss: int  # its buffers, and the gradients of the embeddings
+    peak: int  # less than the sum: gradients of weights come as what the towers kept goes
+
+
+def plan(config: RunConfig, samples: Samples | None = None) -> list[Need]:
+    """What the run of a config would need, with its batch size and with powers of two around it.
+
+    Raises what the run would raise for data, modalities or encoders that do not fit.
+    """
+    learn, _ = train_and_valid(configured_samples(config, samples), valid=config.train.valid, seed=config.seed)
+    objective = make_objective(config.objective, learn.modalities)
+    encoders = {name: about.encoder_spec() for name, about in (config.modalities or {}).items()}
+    binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed)
+    asked = config.train.batch_size or min(DEFAULT_BATCH, len(learn))
+    near = [2 ** (asked.bit_length() - 1 + by) for by in (-2, -1, 0, 1, 2, 3)]
+    sizes = sorted({asked, *(size for size in near if 2 <= size <= len(learn))})
+    return needs(binder, objective, learn, config.train, sizes)
+
+
+def needs(
+    binder: Binder, objective: Objective, data: Samples, settings: TrainConfig, sizes: Sequence[int]
+) -> list[Need]:
+    """The same for a binder and an objective at hand. Neither is changed."""
+    modules = nn.ModuleDict({"towers": binder, "objective": objective})
+    frozen = {id(value) for name in objective.frozen for value in binder.towers[name].parameters()}
+    trained = [value for value in modules.parameters() if value.requires_grad and id(value) not in frozen]
+    parameters = _bytes([*modules.parameters(), *modules.buffers()])
+    gradients = _bytes(trained)
+    towers, passing, batch = _in_towers(binder, objective, data, settings)
+    loss = _in_loss(objective, binder, settings)
+    # The optimizer's step needs room for its numerator and denominator, one weight matrix at a time.
+    updates = gradients + 2 * max((_bytes([value]) for value in trained), default=0)
+    passes = 2 if settings.augment > 0 else 1
+    found = []
+    for size in sizes:
+        inside, both_ways = towers(size), loss(size)
+        most = max(inside + both_ways, passing(size), updates)
+        if settings.chunk is not None:  # one chunk of one pass at a time, while all embeddings wait
+            embeddings = 4 * len(binder.modalities) * binder.dim * size * passes
+            inside = towers(min(size, settings.chunk)) // passes + embeddings
+            chunk = passing(min(size, settings.chunk)) // passes
+            most = max(embeddings + both_ways, 2 * embeddings + chunk, updates)
+        kept = parameters + 2 * gradients + batch(size)
+        found.append(
+            Need(size, parameters, gradients, 2 * gradients, batch(size), inside, both_ways, round(kept + most))
+        )
+    return found
+
+
+def allocations(work: Callable[[], Made]) -> tuple[Made, int, int]:
+    """What `work` returns, the bytes of CPU tensors that are left of it, and the most there were at a time."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes two lines to stderr each time
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        made = work()
+    # torch has no public peak for the CPU; these events are each allocation and each release, in order.
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = np.cumsum([0, *(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))])
+    return made, int(changes[-1]), int(changes.max())
+
+
+def _in_towers(
+    binder: Binder, objective: Objective, data: Samples, settings: TrainConfig
+) -> tuple[Callable[[int], int], Callable[[int], int], Callable[[int], int]]:
+    """Bytes by samples, of what towers keep, of the most there is in their backward pass (with gradients of weights),
+    and of what goes into them; for z and views together."""
+    towers = in_precision(binder, settings)
+    kept, most, given = [], [], []
+    was = {value: value.requires_grad for value in binder.parameters()}
+    for name in objective.frozen:
+        binder.towers[name].requires_grad_(False)
+    try:
+        for count in (FEW, MORE):
+            raw = data.batch(np.arange(count) % len(data))
+            batches, held, _ = allocations(lambda raw=raw: _with_view(binder, raw, settings))
+            with seeded(0):
+                made, live, _ = allocations(lambda batches=batches: [towers(batch) for batch in batches])
+                _, _, more = allocations(lambda made=made: sum((one.z * one.z).sum() for one in made).backward())
+            binder.zero_grad(set_to_none=True)
+            given.append(held)
+            kept.append(live)
+            most.append(live + more)
+    finally:
+        for value, needed in was.items():
+            value.requires_grad_(needed)
+    return _line(kept), _line(most), _line(given)
+
+
+def _with_view(binder: Binder, raw, settings: TrainConfig):
+    batch = binder.prepare(raw)
+    if settings.augment == 0:
+        return [batch]
+    return [batch, augment(batch, binder.kinds, seed=(0, 0), strength=settings.augment)]
+
+
+def _in_loss(objective: Objective, binder: Binder, settings: TrainConfig) -> Callable[[int], int]:
+    """Bytes by samples: some for each, and some for each pair of them that is in memory at a time."""
+    tile = tiled_tuples.TILE if isinstance(objective, TupleInfoNCE) else TILES["cpu"][0]
+    peaks = []
+    for count in (SMALL, LARGE):
+
+        def both_ways(count=count):
+            made = [
+                unit(torch.randn(len(binder.modalities), count, binder.dim)).requires_grad_()
+                for _ in range(2 if settings.augment > 0 else 1)
+            ]
+            there = torch.ones(made[0].shape[:2], dtype=torch.bool)
+            z, *views = (Embeddings(x, there, binder.modalities) for x in made)
+            objective(z, views=views[0] if views else None).total.backward()
+
+        with seeded(0):
+            _, _, peak = allocations(both_ways)
+        inputs = 4 * len(binder.modalities) * binder.dim * count * (2 if settings.augment > 0 else 1)
+        peaks.append(peak - inputs)
+    objective.zero_grad(set_to_none=True)
+    square = max(0.0, (peaks[1] - 2 * peaks[0]) / (LARGE**2 - 2 * SMALL**2))
+    each = max(0.0, peaks[1] - square * LARGE**2) / LARGE
+    return lambda samples: round(each * samples + square * min(samples, tile) ** 2)
+
+
+def _line(values: Sequence[int]) -> Callable[[int], int]:
+    """Bytes by samples, through the two measurements."""
+    each = (values[1] - values[0]) / (MORE - FEW)
+    return lambda samples: max(0, round(values[0] + each * (samples - FEW)))
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors)
