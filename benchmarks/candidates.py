@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from centrobind.objectives import anchors
+from centrobind.objectives.anchored import AnchorInfoNCE
+from centrobind.objectives.base import Loss, Objective
 from centrobind.objectives.infonce import infonce
-from centrobind.objectives.losses import AnchorInfoNCE, Loss, Objective
 from centrobind.types import Embeddings
 
 

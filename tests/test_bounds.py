@@ -12,7 +12,7 @@ import centrobind as cb
 from centrobind.errors import DataError
 from centrobind.evaluation import bounds
 from centrobind.objectives import anchors
-from centrobind.objectives.losses import leak
+from centrobind.objectives.anchored import leak
 from centrobind.types import Embeddings
 from twins import dot, loop_anchor, mean_of, one_way, some_present, unit_vectors
 

@@ -13,12 +13,12 @@ import torch
 import centrobind as cb
 from centrobind.binder.augment import augment
 from centrobind.binder.embedding import embed_views
+from centrobind.cli.show import diagnosis_text
 from centrobind.errors import DataError
 from centrobind.evaluation import bounds
 from centrobind.evaluation.diagnose import examine
 from centrobind.evaluation.findings import CHECKS, Finding
 from centrobind.evaluation.realignment import realigned
-from centrobind.report.tables import diagnosis_text
 from centrobind.training.fit import run_objective
 from centrobind.types import Embeddings, unit
 from test_bounds import loop_information

@@ -169,7 +169,7 @@ def test_on_the_command_line_with_a_function_of_ones_own(mixed, tmp_path):
 
 
 def test_torchrun_shares_the_parts_and_goes_on_where_another_was_stopped(mixed, tmp_path, monkeypatch):
-    small = "import centrobind.binder.features\ncentrobind.features.PART = 10\n"
+    small = "import centrobind.binder.features\ncentrobind.binder.features.PART = 10\n"
     stop = "seen = []\ndef lengths(texts, whole=lengths):\n    seen.append(1)\n    if len(seen) > 2: raise KeyboardInterrupt\n    return whole(texts)\n"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(features, "PART", 10)

@@ -16,14 +16,14 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports point up only: data flows from the first line to the last, and within a folder from its first file on.
 ORDER = {
     "errors": "",
+    "files": "",
     "progress": "",
     "seeds": "",
     "extras": "",
-    "own_code": "",
     "types": "",
     "distributed": "",
     "data": "samples store opening media sound cells importing batches builtin inspecting",
-    "objectives": "anchors tiled_infonce infonce tiled_tuples losses joint table",
+    "objectives": "anchors tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs augment encoders pretrained binder checkpoint embedding features",
     "evaluation": "metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",
@@ -31,7 +31,7 @@ ORDER = {
     "training": "config run_folder shard gradcache step replay loop fit memory",
     "arena": "plan trials schedule standings pages demo",
     "serve": "values gallery guard description api app",
-    "cli": "search serve main",
+    "cli": "show search serve main",
     "__main__": "",
 }
 PLACES = [f"{top}.{name}".rstrip(".") for top, names in ORDER.items() for name in names.split() or [""]]

@@ -8,7 +8,8 @@ import torch
 
 import centrobind as cb
 from centrobind.errors import ConfigError, DataError
-from centrobind.objectives.losses import HIGHEST, LOWEST, AnchorInfoNCE, intra_and_inter, leak
+from centrobind.objectives.anchored import AnchorInfoNCE, intra_and_inter, leak
+from centrobind.objectives.base import HIGHEST, LOWEST
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.types import Embeddings
 from twins import loop_joint, loop_objective, loop_ova_ib, some_present, symmetric, unit_vectors

@@ -81,7 +81,7 @@ def test_a_learned_temperature_starts_at_the_usual_place():
 def test_an_objective_of_ones_own_is_a_file_and_a_name(tmp_path, body):
     path = tmp_path / "own.py"
     path.write_text(
-        "from centrobind.objectives.anchors import leave_one_out\nfrom centrobind.objectives.losses import AnchorInfoNCE\n"
+        "from centrobind.objectives.anchors import leave_one_out\nfrom centrobind.objectives.anchored import AnchorInfoNCE\n"
         + body
     )
     one = contenders([f"{path}:mine"], ["a", "b"])[0]

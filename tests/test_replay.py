@@ -11,8 +11,9 @@ from centrobind.binder.binder import build_binder
 from centrobind.binder.checkpoint import read_tensors
 from centrobind.data import Sampler, Samples
 from centrobind.errors import CheckpointError, RunError
+from centrobind.objectives.anchored import AnchorInfoNCE
 from centrobind.objectives.anchors import random_modality
-from centrobind.objectives.losses import AnchorInfoNCE, Loss
+from centrobind.objectives.base import Loss
 from centrobind.training import replay as module
 from centrobind.training.config import TrainConfig, check_config, make_objective
 from centrobind.training.fit import run_config

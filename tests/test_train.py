@@ -192,7 +192,7 @@ def test_every_step_draws_anew(mixed, tmp_path, monkeypatch):
 
 
 def test_learned_numbers_are_bounded_after_every_step(mixed, monkeypatch):
-    from centrobind.objectives.losses import AnchorInfoNCE
+    from centrobind.objectives.anchored import AnchorInfoNCE
 
     calls = []
     plain = AnchorInfoNCE.bound

@@ -13,9 +13,6 @@ All are ValueErrors, so code that knows nothing of centrobind can still catch th
 line they end the program with exit code 2 and no traceback. Anything else that escapes is our bug.
 """
 
-import shutil
-from pathlib import Path
-
 
 class CentrobindError(ValueError):
     """A mistake that the user can mend; the message says how."""
@@ -53,13 +50,3 @@ class ExtraError(CentrobindError):
 
 class CentrobindWarning(UserWarning):
     """Something was mended or left out on the way, and the user should know."""
-
-
-def not_written(path: Path, error: OSError, needed: int | None = None) -> str:
-    """The words for a file that could not be written: which, why, how much it needs and how much room is there."""
-    try:
-        free = f", {shutil.disk_usage(path.parent).free:,} bytes free on that disk"
-    except OSError:
-        free = ""
-    wants = "" if needed is None else f", it needs {needed:,} bytes"
-    return f"{path}: could not be written ({error.strerror or error}{wants}{free})"

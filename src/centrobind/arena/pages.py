@@ -11,7 +11,7 @@ import numpy as np
 from centrobind.arena import standings
 from centrobind.arena.plan import Contender, describe
 from centrobind.arena.schedule import Arena, Row
-from centrobind.binder.checkpoint import write_atomically
+from centrobind.files import write_atomically
 from centrobind.report import page, plots
 from centrobind.report.tables import Column, html_table, markdown_table
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from centrobind.errors import ConfigError
-from centrobind.objectives.losses import AnchorInfoNCE, Objective
+from centrobind.extras import own_function
+from centrobind.objectives.anchored import AnchorInfoNCE
+from centrobind.objectives.base import Objective
 from centrobind.objectives.table import OBJECTIVES
-from centrobind.own_code import own_function
 from centrobind.training.config import ModalityConfig, Strict, check_config, make_objective
 
 # "all" leaves out `weighted`: without weights of one's own it is centrobind again.

@@ -33,9 +33,9 @@ from centrobind.arena.plan import (
     starts,
 )
 from centrobind.arena.trials import run_trial, store_of
-from centrobind.binder.checkpoint import write_atomically
 from centrobind.data import open_store
 from centrobind.errors import RunError, Stopped
+from centrobind.files import write_atomically
 from centrobind.progress import Watch, silent
 
 Row = dict[str, Any]

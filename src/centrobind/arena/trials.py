@@ -20,7 +20,7 @@ from centrobind.data import Samples, open_store, read_chunks, train_and_valid, w
 from centrobind.data.builtin import DATASETS
 from centrobind.evaluation.evaluate import label_codes, probe_outcomes, ranks_by_sample
 from centrobind.evaluation.metrics import geometry, rank_metrics, ranks, retrieval
-from centrobind.objectives.losses import Objective
+from centrobind.objectives.base import Objective
 from centrobind.training.config import TrainConfig
 from centrobind.training.loop import train
 from centrobind.types import Embeddings

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder, rebuild_binder
-from centrobind.errors import CentrobindError, CheckpointError, not_written
+from centrobind.errors import CentrobindError, CheckpointError
+from centrobind.files import write_atomically
 
 HEADER, FORMAT, VERSION = "centrobind", "centrobind-checkpoint", 1
 TOWERS = "towers/"  # prefix of the tensors that make a binder
@@ -34,20 +34,6 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], state: Mappin
     header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors, said), "state": said}
     # One entry, because safetensors writes several in random order: equal weights should be equal files.
     write_atomically(path, to_bytes(tensors, metadata={HEADER: json.dumps(header)}))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        said = not_written(path, error, len(content))
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{said}; what was there before is intact. Make room, then go on") from None
 
 
 def read_tensors(path: str | Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,7 +14,8 @@ import torch
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder
 from centrobind.data import Codes, Samples, write_store
-from centrobind.errors import DataError, not_written
+from centrobind.errors import DataError
+from centrobind.files import not_written
 from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings
 

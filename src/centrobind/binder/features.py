@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from centrobind.binder.checkpoint import write_atomically
 from centrobind.binder.pretrained import Pretrained
 from centrobind.data import Column, Samples, Strings, open_store, write_store
 from centrobind.data.builtin import DATASETS
 from centrobind.distributed import team as our_team
 from centrobind.errors import ConfigError, DataError, StoreError
-from centrobind.own_code import own_function
+from centrobind.extras import own_function
+from centrobind.files import write_atomically
 from centrobind.progress import Watch, silent
 
 Extractor = Callable[[Any], Any]  # list[str], or an array (n, ...) as stored -> (n, features)

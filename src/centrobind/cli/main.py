@@ -85,10 +85,10 @@ def import_(
     file beside or below the table; an empty cell means missing (docs/media.md). An npz holds x_<modality> arrays with
     one row per sample and, where there are gaps, present_<modality>.
     """
+    from centrobind.cli.show import print_inspection
     from centrobind.data import Limits, inspect_samples, open_store, read_chunks, write_store
     from centrobind.data.builtin import DATASETS
     from centrobind.data.importing import first_of, in_words, list_skipped
-    from centrobind.report.tables import print_inspection
 
     kinds = dict(_key_value(pair, "--kind") for pair in kind)
     skipped: list[Any] | None = [] if skip_bad else None
@@ -129,10 +129,10 @@ def featurize(
     --nproc-per-node 8 -m centrobind featurize ...
     """
     from centrobind.binder.features import featurize_store
+    from centrobind.cli.show import print_inspection
     from centrobind.data import inspect_samples, open_store
     from centrobind.distributed import joined
     from centrobind.progress import progress, silent
-    from centrobind.report.tables import print_inspection
     from centrobind.training.fit import open_data
 
     extractors = dict(_key_value(pair, "--modality") for pair in modality)
@@ -159,7 +159,7 @@ def inspect(
     if (store is None) == (plan is None):
         raise CentrobindError("inspect: expected a store, or --plan with the YAML of a run, and not both")
     if plan is not None:
-        from centrobind.report.tables import print_needs
+        from centrobind.cli.show import print_needs
         from centrobind.training.config import load_config
         from centrobind.training.memory import plan as needs_of
 
@@ -167,8 +167,8 @@ def inspect(
         needs = [vars(need) for need in needs_of(config)]
         typer.echo(json.dumps(needs, indent=1)) if as_json else print_needs(plan, needs, config.train.chunk)
         return
+    from centrobind.cli.show import print_inspection
     from centrobind.data import inspect_samples, open_store
-    from centrobind.report.tables import print_inspection
     from centrobind.training.fit import open_data
 
     found = inspect_samples(open_store(store, verify=True) if verify else open_data(store))
@@ -222,8 +222,9 @@ def evaluate(
     out: Annotated[Optional[Path], typer.Option(help="also write all numbers to this JSON file")] = None,  # noqa: UP045
 ) -> None:
     """Measure retrieval in every direction, probes, transfer and geometry of a trained binder."""
-    from centrobind.binder.checkpoint import load, write_atomically
+    from centrobind.binder.checkpoint import load
     from centrobind.evaluation.evaluate import evaluate
+    from centrobind.files import write_atomically
     from centrobind.report.tables import terminal_table
     from centrobind.training.fit import open_data
 
@@ -252,11 +253,12 @@ def diagnose(
     Three numbers for the three claims of CentroBind (docs/theory.md), how the anchor is made up, then findings in
     words. Takes seconds; new heads are trained on the train split to see whether a pair was lost.
     """
-    from centrobind.binder.checkpoint import load, write_atomically
+    from centrobind.binder.checkpoint import load
+    from centrobind.cli.show import diagnosis_text
     from centrobind.evaluation.diagnose import diagnose
     from centrobind.evaluation.realignment import STEPS
+    from centrobind.files import write_atomically
     from centrobind.progress import progress
-    from centrobind.report.tables import diagnosis_text
     from centrobind.training.fit import open_data, run_objective
 
     binder, samples = load(run), open_data(store)

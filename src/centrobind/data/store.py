@@ -27,7 +27,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from centrobind.data.samples import Codes, Samples, Strings
-from centrobind.errors import StoreError, not_written
+from centrobind.errors import StoreError
+from centrobind.files import not_written
 
 FORMAT, VERSION = "centrobind-store", 1
 CATEGORIES = ("label", "split", "group")

@@ -249,7 +249,7 @@ def leaks(anchor: Anchor, z: Embeddings, views: Embeddings) -> dict[str, float]:
     """For each modality, the share of its positive similarities z_m . a_m that its own view puts into the anchor.
 
     1/M for perfectly aligned modalities under a centroid, near 1 for unrelated ones, 0 for an anchor that leaves its
-    own modality out. Modalities without an anchor are left out. `losses.leak` is the mean of these, each weighted by
+    own modality out. Modalities without an anchor are left out. `anchored.leak` is the mean of these, each weighted by
     its similarity.
     """
     whole = _made(anchor, views)

@@ -15,8 +15,9 @@ from centrobind.evaluation import bounds
 from centrobind.evaluation.findings import Diagnosis
 from centrobind.evaluation.realignment import realigned
 from centrobind.objectives import anchors
+from centrobind.objectives.anchored import AllPairs, AnchorInfoNCE
 from centrobind.objectives.anchors import Anchor
-from centrobind.objectives.losses import AllPairs, AnchorInfoNCE, Objective
+from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, silent
 from centrobind.types import Embeddings
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from centrobind.binder.binder import Binder
 from centrobind.data import Samples
 from centrobind.errors import DataError
-from centrobind.objectives.losses import AllPairs
+from centrobind.objectives.anchored import AllPairs
 from centrobind.progress import Watch, silent
 from centrobind.seeds import mix_seed, seeded
 from centrobind.types import Embeddings

@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.binder.checkpoint import write_atomically
 from centrobind.data import Samples, open_store, write_store
 from centrobind.data.samples import NAME, NOT_AN_ARRAY
-from centrobind.errors import CheckpointError, StoreError, not_written
+from centrobind.errors import CheckpointError, StoreError
+from centrobind.files import not_written, write_atomically
 from centrobind.index.engine import About
 
 FORMAT, VERSION, MANIFEST = "centrobind-index", 1, "index.json"

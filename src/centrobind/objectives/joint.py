@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from centrobind.errors import DataError
+from centrobind.objectives.anchored import AnchorInfoNCE, intra_and_inter
 from centrobind.objectives.anchors import leave_one_out, projection_on_others
+from centrobind.objectives.base import Loss, Objective
 from centrobind.objectives.infonce import infonce
-from centrobind.objectives.losses import AnchorInfoNCE, Loss, Objective, intra_and_inter
 from centrobind.objectives.tiled_tuples import tuple_infonce
 from centrobind.types import Embeddings
 

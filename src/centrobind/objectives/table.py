@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from centrobind.objectives import anchors
+from centrobind.objectives.anchored import AllPairs, AnchorInfoNCE
+from centrobind.objectives.base import Objective
 from centrobind.objectives.joint import GRAM, OVAIB, PMRL, TRIANGLE, Symile
-from centrobind.objectives.losses import AllPairs, AnchorInfoNCE, Objective
 
 
 def CentroBind(*, temperature: float = 0.2, learn_temperature: bool = False) -> Objective:

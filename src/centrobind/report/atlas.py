@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.errors import CentrobindError, not_written
+from centrobind.errors import CentrobindError
+from centrobind.files import not_written
 from centrobind.types import Embeddings
 
 VERSION = 1  # of the method: another one makes cached maps worthless

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from centrobind.binder.checkpoint import write_atomically
+from centrobind.files import write_atomically
 from centrobind.report import plots
 from centrobind.report.tables import Row, html_table
 from centrobind.types import Embeddings

@@ -27,7 +27,7 @@ from centrobind.evaluation.diagnose import examine
 from centrobind.evaluation.metrics import geometry, retrieval
 from centrobind.index import Index, build_index, open_index
 from centrobind.index.asking import Given, combined, embedded
-from centrobind.objectives.losses import Objective
+from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, silent
 from centrobind.report.atlas import STEPS, Atlas, cached_atlas
 from centrobind.serve.values import File, as_file, shows

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from centrobind.binder.encoders import ENCODERS
 from centrobind.binder.pretrained import pretrained_tower
 from centrobind.errors import ConfigError
-from centrobind.objectives.losses import HIGHEST, LOWEST, Objective
+from centrobind.objectives.base import HIGHEST, LOWEST, Objective
 from centrobind.objectives.table import OBJECTIVES
 
 Checked = TypeVar("Checked", bound=BaseModel)

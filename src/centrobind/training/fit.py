@@ -16,7 +16,7 @@ from centrobind.data import Samples, open_store, train_and_valid
 from centrobind.data.builtin import DATASETS
 from centrobind.distributed import team as our_team
 from centrobind.errors import ConfigError
-from centrobind.objectives.losses import Objective
+from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, progress, silent
 from centrobind.training.config import RunConfig, check_config, dump_config, load_config, make_objective
 from centrobind.training.loop import train

@@ -21,7 +21,7 @@ from centrobind.data import ReadAhead, Sampler, Samples
 from centrobind.distributed import team as our_team
 from centrobind.errors import CheckpointError, ConfigError, DataError, Stopped
 from centrobind.evaluation.metrics import retrieval
-from centrobind.objectives.losses import Objective
+from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, silent
 from centrobind.training.config import TrainConfig
 from centrobind.training.replay import nonfinite_step

@@ -21,8 +21,8 @@ from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder, build_binder
 from centrobind.data import Samples, train_and_valid
 from centrobind.objectives import infonce, tiled_tuples
+from centrobind.objectives.base import Objective
 from centrobind.objectives.joint import TupleInfoNCE
-from centrobind.objectives.losses import Objective
 from centrobind.objectives.tiled_infonce import TILES
 from centrobind.seeds import seeded
 from centrobind.training.config import RunConfig, TrainConfig, make_objective

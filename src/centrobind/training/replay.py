@@ -20,10 +20,11 @@ import yaml
 from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder, rebuild_binder
-from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_atomically, write_tensors
+from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_tensors
 from centrobind.data import Samples
 from centrobind.errors import CentrobindError, CheckpointError, RunError
-from centrobind.objectives.losses import Objective
+from centrobind.files import write_atomically
+from centrobind.objectives.base import Objective
 from centrobind.training.config import TrainConfig, check_config, make_objective
 from centrobind.training.run_folder import RunFolder
 from centrobind.training.step import differentiate

@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from centrobind.binder.checkpoint import read_tensors, write_atomically, write_tensors
-from centrobind.errors import CentrobindWarning, CheckpointError, RunError, not_written
+from centrobind.binder.checkpoint import read_tensors, write_tensors
+from centrobind.errors import CentrobindWarning, CheckpointError, RunError
+from centrobind.files import not_written, write_atomically
 
 FREE = ("shard",)  # settings that do not change what a run computes, and may differ when it goes on
 

@@ -11,7 +11,7 @@ from torch import nn
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder
 from centrobind.distributed import ALONE, Team
-from centrobind.objectives.losses import Loss
+from centrobind.objectives.base import Loss
 from centrobind.seeds import seeded
 from centrobind.training.config import TrainConfig
 from centrobind.training.gradcache import GradCache
