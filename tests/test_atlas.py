@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from centrobind.errors import CentrobindError
-from centrobind.serve import atlas
+from centrobind.report import atlas
 from centrobind.types import Embeddings
 
 
