@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from centrobind.objectives import tiled_infonce
-from centrobind.objectives.infonce import dense_infonce
+from centrobind.objectives.dense_infonce import dense_infonce
 from centrobind.objectives.tiled_infonce import fused_infonce
 from centrobind.training.memory import allocations
 from centrobind.types import unit

@@ -23,7 +23,7 @@ ORDER = {
     "types": "",
     "distributed": "",
     "data": "samples store opening media sound cells importing batches builtin inspecting",
-    "objectives": "anchors tiled_infonce infonce tiled_tuples base anchored joint table",
+    "objectives": "anchors dense_infonce tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs augment encoders pretrained binder checkpoint embedding features",
     "evaluation": "metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from centrobind.objectives import tiled_infonce
-from centrobind.objectives.infonce import dense_infonce
+from centrobind.objectives.dense_infonce import dense_infonce
 from centrobind.objectives.tiled_infonce import fused_infonce
 from twins import some_present, unit_vectors
 
@@ -155,9 +155,6 @@ def test_gradients_are_right(reaches, monkeypatch):
         return torch.stack(fused_infonce(q, k, has_q, has_k, t, pairs=PAIRS, groups=groups))
 
     assert torch.autograd.gradcheck(sums, (query, key, tau))
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        (first,) = torch.autograd.grad(sums(query, key, tau).square().sum(), query, create_graph=True)
-        first.sum().backward()
 
 
 def test_only_what_is_asked_for_is_differentiated():

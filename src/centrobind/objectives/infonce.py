@@ -3,7 +3,7 @@
     InfoNCE(u -> v) = -mean_i log( exp(u_i . v_i / temperature) / sum_k exp(u_i . v_k / temperature) )
 
 (van den Oord et al. 2018; both directions: Radford et al. 2021). Small batches are one matrix, larger ones are fused
-(see fused); the result is the same to rounding.
+(see tiled_infonce); the result is the same to rounding.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from centrobind.distributed import dividing
 from centrobind.errors import DataError
+from centrobind.objectives.dense_infonce import dense_infonce
 from centrobind.objectives.tiled_infonce import ALONE, Ranks, fused_infonce
 
 # Samples up to which one matrix is as fast as tiles, measured with 3, 4 and 12 pairs of 64 and 256 dimensions on a CPU:
@@ -46,13 +47,15 @@ def infonce(
     """Compare (M, N, D) queries with (M, N, D) keys of the same samples; `present` are (M, N) bool.
 
     A sample is a positive where it has both, a negative for all others with whatever it has; what is absent is
-    neither, whatever its row holds. Differentiable once in queries, keys and temperature (shape [1]).
+    neither, whatever its row holds. Differentiable in queries, keys and temperature (shape [1]); with
+    create_graph=True, so that gradients have gradients, whole (N, N) matrices are held.
 
     `pairs`: [(2, 0), ...] compares query 2 with key 0, ..., instead of each with its own number; M is then the number
     of pairs, and nothing is copied. `groups`: (N,) integers; samples of one group are no negatives of each other.
     `ranks`: with whom the rows are shared. `query` is then (M, n, D), the samples from column `first` on, all else is
-    everybody's, and `forward` and `backward` are this rank's share of the means, to be summed over ranks (see fused).
-    Without `ranks`, inside Team.dividing, all is everybody's, before and after. DataError where shapes do not fit.
+    everybody's, and `forward` and `backward` are this rank's share of the means, to be summed over ranks (see
+    tiled_infonce). Without `ranks`, inside Team.dividing, all is everybody's, before and after. DataError where shapes
+    do not fit; RunError from a backward pass with create_graph=True where ranks share the rows.
     """
     team = dividing()
     if ranks is None and team.size > 1:
@@ -82,39 +85,6 @@ def infonce(
         )
     forward, backward = (total / count.clamp(min=1) for total in sums)
     return InfoNCE(forward, backward, count)
-
-
-def dense_infonce(
-    query: Tensor,
-    key: Tensor,
-    query_present: Tensor,
-    key_present: Tensor,
-    temperature: Tensor,
-    *,
-    pairs: Sequence[tuple[int, int]],
-    groups: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What fused_infonce returns, by way of the whole (T, N, N) matrix."""
-    one, other = (list(side) for side in zip(*pairs))
-    # fp32 where exponentials live: in bfloat16 exp(1/0.05) is known to 2 digits.
-    with torch.autocast(query.device.type, enabled=False):
-        # Select, never multiply: an absent row may be NaN, and 0 * NaN is NaN.
-        query, key = (
-            torch.where(present[..., None], x if x.dtype == torch.float64 else x.float(), 0)
-            for x, present in ((query, query_present), (key, key_present))
-        )
-        has_query, has_key = query_present[one], key_present[other]
-        logits = query[one] @ key[other].mT / temperature  # (T, N, N)
-        if groups is not None:
-            kin = (groups[:, None] == groups) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
-            logits = logits.masked_fill(kin, -torch.inf)
-        ahead = logits.masked_fill(~has_key[:, None, :], -torch.inf).logsumexp(2)
-        back = logits.masked_fill(~has_query[:, :, None], -torch.inf).logsumexp(1)
-        match = logits.diagonal(dim1=1, dim2=2)
-        both = has_query & has_key
-        # Again: a row without candidates is -inf, and 0 * inf is NaN.
-        forward, backward = (torch.where(both, lse - match, 0).sum(1) for lse in (ahead, back))
-    return forward, backward
 
 
 def _check_shapes(

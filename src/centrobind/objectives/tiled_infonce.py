@@ -35,7 +35,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from centrobind.errors import RunError
+from centrobind.objectives.dense_infonce import dense_gradients
 
 # Rows and columns of a tile. On a CPU a tile should stay in the second-level caches: measured best of 256 to 4096 each
 # on 2 cores with 2 MB. On a GPU a tile should fill the device and be few; not measured.
@@ -95,7 +97,7 @@ def fused_infonce(
 
     `pairs`: which modality of (M, n, D) `query` meets which of (K, N, D) `key`; neither is copied. `present` are (M, N)
     and (K, N) bool, absent rows may hold anything. `groups`: (N,) integers; samples of one group are no negatives of
-    each other. `first`, `ranks`: see the module's text; alone, n = N. Differentiable once, in queries, keys and
+    each other. `first`, `ranks`: see the module's text; alone, n = N. Differentiable in queries, keys and
     temperature. Half precision is brought to float32 tile by tile; sums over samples are float64.
     """
     work = _Work(query_present, key_present, tuple(pairs), groups, first, ranks)
@@ -116,6 +118,18 @@ class _Work:
     def both(self) -> Tensor:
         """(T, N) bool: where there is a positive."""
         return torch.stack([self.query_present[one] & self.key_present[other] for one, other in self.pairs])
+
+    def dense_gradients(
+        self, query: Tensor, key: Tensor, temperature: Tensor, d_sums: tuple[Tensor, Tensor]
+    ) -> list[Tensor | None]:
+        """The gradients, with a graph of their own; RunError where another rank holds rows of the matrix."""
+        if self.ranks is not ALONE:
+            raise RunError(
+                "second derivatives (create_graph=True) of a loss that several ranks share are not known: expected a "
+                "backward pass without create_graph; compute a gradient penalty on one process"
+            )
+        present = self.query_present, self.key_present
+        return dense_gradients(query, key, *present, temperature, d_sums, pairs=self.pairs, groups=self.groups)
 
 
 class _Tile(NamedTuple):
@@ -155,9 +169,10 @@ class _FusedInfoNCE(torch.autograd.Function):
         return tuple(sums)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_ahead, d_back):
         query, key, temperature, ahead, back = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd
+            return *ctx.work.dense_gradients(query, key, temperature, (d_ahead, d_back)), None
         needs_query, needs_key, needs_temperature, _ = ctx.needs_input_grad
         with torch.autocast(query.device.type, enabled=False):
             tiles = _Tiles(query, key, float(temperature), ctx.work)

@@ -18,10 +18,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from centrobind.distributed import dividing
+from centrobind.errors import RunError
+from centrobind.objectives.dense_infonce import differentiable_gradients
 from centrobind.objectives.tiled_infonce import Ranks, cut
 
 TILE = 512  # rows and columns of a tile: a score and its gradient hold about ten of them
@@ -55,7 +56,8 @@ def tuple_infonce(
 
     `one`, `other`: (M, N, D), every sample complete; candidates are of `one`, tuples of `other`. `order`: (M, M - 1, N)
     integers, for candidates of modality m the samples that make up each column's tuple, when not its own. `match`:
-    (M, N) scores of the positives, when not those on the diagonal. Differentiable once, in all but `order`.
+    (M, N) scores of the positives, when not those on the diagonal. Differentiable in all but `order`; with
+    create_graph=True whole (N, N) matrices are held, and where ranks share the rows it is a RunError.
     """
     team = dividing()
     if team.size == 1 and other.shape[1] <= DENSE_UP_TO:
@@ -117,6 +119,19 @@ class _Work:
         inside = tile[top : top + size, left : left + size] if size else tile[:0, :0]
         return inside.diagonal(), slice(start, stop)
 
+    def dense_gradients(
+        self, one: Tensor, other: Tensor, temperature: Tensor, match: Tensor | None, d_sums: tuple[Tensor, Tensor]
+    ) -> list[Tensor | None]:
+        """The gradients, with a graph of their own; RunError where another rank holds rows of the matrix."""
+        if one.shape[1] < self.samples:
+            raise RunError(
+                "second derivatives (create_graph=True) of a loss that several ranks share are not known: expected a "
+                "backward pass without create_graph; compute a gradient penalty on one process"
+            )
+        inputs = [x if x is None else x.view_as(x) for x in (one, other, temperature, match)]
+        means = _dense(self.form, *inputs[:3], self.smoothing, self.both_ways, self.order, inputs[3])
+        return differentiable_gradients([self.samples * mean for mean in means], inputs, d_sums)
+
 
 class _Tuples(torch.autograd.Function):
     """Sums over this rank's own samples, (M,) each way."""
@@ -158,10 +173,12 @@ class _Tuples(torch.autograd.Function):
         return forward, backward
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_forward, d_backward):
         one, other, temperature, match, ahead, back = ctx.saved_tensors
-        work, divisor = ctx.work, float(temperature)
+        work = ctx.work
+        if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd
+            return *work.dense_gradients(one, other, temperature, match, (d_forward, d_backward)), None
+        divisor = float(temperature)
         d_one, d_other = (torch.zeros_like(_wide(x)) for x in (one, other))
         d_match = None if match is None else torch.zeros_like(_wide(match))
         d_temperature = torch.zeros((), dtype=torch.float64, device=one.device)
