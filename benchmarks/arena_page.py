@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import pages
 
+from centrobind.arena.contenders import Contender
 from centrobind.arena.pages import COLUMNS, lead, write_results
 from centrobind.arena.plan import ArenaConfig
 from centrobind.arena.schedule import Arena
+from centrobind.arena.standings import comparable
 from centrobind.report import plots
 from centrobind.report.tables import markdown_table
 from centrobind.training.config import load_checked
@@ -33,7 +35,8 @@ COST = ROOT / "benchmarks" / "results" / "cost.json"
 DOCS, README = ROOT / "docs" / "arena.md", ROOT / "README.md"
 OURS, CANDIDATE = "leave-one-out", "shared_half"  # the default, and what came closest to beating it
 HINDSIGHT = {
-    f"FABind, {how}, best anchor in hindsight": f"best FABind in hindsight, {how}" for how in ("trained", "frozen")
+    Contender("fabind", None, frozen).label: f"best FABind in hindsight, {'frozen' if frozen else 'trained'}"
+    for frozen in (False, True)
 }
 IN_README = (OURS, "all pairs", "CentroBind", *HINDSIGHT)
 MEASURES = {
@@ -85,8 +88,7 @@ def _short(found: Any) -> Any:
 def headline(results: Mapping[str, Any], only: Collection[str] = ()) -> str:
     """Mean / worst pair recall@1 on every data set; of everybody, or `only` of some."""
     data, floor = results["data"], json.loads(FLOOR.read_text())
-    labels = list(dict.fromkeys(row["label"] for found in data.values() for row in found["rows"]))
-    labels = [label for label in labels if not label.startswith("FABind ") and (not only or label in only)]
+    labels = [label for label in _labels(data) if not only or label in only]
     lines = []
     for label in labels:
         cells = [_cell(next((row for row in data[name]["rows"] if row["label"] == label), None)) for name in data]
@@ -94,6 +96,13 @@ def headline(results: Mapping[str, Any], only: Collection[str] = ()) -> str:
     if not only:
         lines.append(["GCCA (no network)", *(_cell({"metrics": floor[name]["GCCA"]}) for name in data)])
     return pages.table(["mean / worst pair, R@1 in %", *data], lines)
+
+
+def _labels(data: Mapping[str, Any], *, hindsight: bool = True) -> list[str]:
+    """Everybody who is the same on all data sets, in the order of the tables."""
+    rows = [row for found in data.values() for row in found["rows"]]
+    everybody = dict.fromkeys((row["label"], Contender(**row["contender"])) for row in rows)
+    return [label for label, one in everybody if comparable(one) and (hindsight or not one.hindsight)]
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -111,7 +120,7 @@ def longer(results: Mapping[str, Any]) -> str:
         lines = []
         for row in found["rows"]:
             label = row["label"]
-            if not label.startswith("FABind ") or label in HINDSIGHT:
+            if comparable(Contender(**row["contender"])):
                 ahead = [_difference(duels.get((label, measure))) for measure in ("mean/recall@1", "worst/recall@1")]
                 lines.append([HINDSIGHT.get(label, label), _cell(few[label]), _cell(row), *ahead])
         head = [f"{name}: mean / worst pair, R@1 in %", "100 steps", "400 steps", f"{OURS} ahead, mean", "worst"]
@@ -156,8 +165,7 @@ def duels(ours: str, found: Sequence[Mapping[str, Any]]) -> str:
 def subsets(results: Mapping[str, Any]) -> str:
     """Recall@1 of a modality from the centroid of k others."""
     data = results["data"]
-    labels = list(dict.fromkeys(row["label"] for found in data.values() for row in found["rows"] if row["metrics"]))
-    labels = [label for label in labels if not label.startswith("FABind")]
+    labels = _labels(data, hindsight=False)
     lines = []
     for label in labels:
         cells = []

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from centrobind.arena.plan import ArenaConfig, contenders, finals, objective_of
+from centrobind.arena.contenders import contenders
+from centrobind.arena.plan import ArenaConfig, finals, objective_of
 from centrobind.arena.trials import store_of
 from centrobind.binder.binder import build_binder
 from centrobind.data import Sampler, open_store, train_and_valid
@@ -35,7 +36,7 @@ def prepared(name: str, config: ArenaConfig) -> dict:
     learn, _ = train_and_valid(open_store(store_of(data, Path(config.out))), valid=0.2)
     made = {}
     for contender in contenders("all", learn.modalities):
-        if contender.skipped or (contender.label.startswith("FABind") and learn.modalities[0] not in contender.label):
+        if contender.unable(learn.modalities) or contender.anchor not in (None, learn.modalities[0]):
             continue  # one anchor stands for all
         trial = next(iter(finals(config, data, contender, (0.1, 4e-3))))
         module = objective_of(trial, learn.modalities)

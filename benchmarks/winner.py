@@ -18,7 +18,8 @@ import numpy as np
 import pages
 import torch
 
-from centrobind.arena.plan import ArenaConfig, contenders, searches
+from centrobind.arena.contenders import contenders
+from centrobind.arena.plan import ArenaConfig, searches
 from centrobind.arena.trials import run_trial
 from centrobind.training.config import load_checked
 

@@ -29,7 +29,7 @@ ORDER = {
     "report": "tables plots page atlas",
     "index": "engine topk segments exact lance opening asking",
     "training": "config run_folder shard gradcache step replay loop fit memory",
-    "arena": "plan trials schedule standings pages demo",
+    "arena": "contenders plan trials schedule standings pages demo",
     "serve": "values gallery guard description api app",
     "cli": "show search serve main",
     "__main__": "",

@@ -8,6 +8,8 @@ import pytest
 import stress
 import winner
 
+from centrobind.arena.contenders import Contender
+
 
 def arena():
     return json.loads(arena_page.RESULTS.read_text())
@@ -53,7 +55,7 @@ def test_the_arena_is_whole():
             if "seeds" in row:
                 assert row["seeds"] == 3, (name, row["label"])
             else:
-                assert row.get("hindsight") or "exactly three" in row["why"], (name, row["label"])
+                assert Contender(**row["contender"]).hindsight or "exactly three" in row["why"], (name, row["label"])
 
 
 def test_the_stress_page_comes_from_its_rows():

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from centrobind.arena.plan import ALL, ArenaConfig, contenders, finals, objective_of, searches, starts
+from centrobind.arena.contenders import ALL, FAMILIES, Contender, contenders
+from centrobind.arena.plan import ArenaConfig, finals, objective_of, searches, starts
 from centrobind.errors import ConfigError
 from centrobind.objectives.anchors import leave_one_out
 from centrobind.objectives.table import OBJECTIVES
@@ -26,13 +27,30 @@ def first_final(**changes):
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_every_fixed_anchor_takes_part_trained_and_frozen(count):
     modalities = [f"m{m}" for m in range(count)]
-    found = {one.label: one for one in contenders("all", modalities)}
+    rows = contenders("all", modalities)
     for modality in modalities:
-        assert found[f"FABind {modality}, trained"].objective["frozen"] is False
-        assert found[f"FABind {modality}, frozen"].objective == {"name": "fabind", "anchor": modality, "frozen": True}
-    assert bool(found["TRIANGLE"].skipped) == (count != 3)
-    assert len(found) == len(ALL) - 1 + 2 * count and set(ALL) == set(OBJECTIVES) - {"weighted"}
-    assert not found["unimodal"].tuned and all(one.tuned for label, one in found.items() if label != "unimodal")
+        trained, frozen = Contender("fabind", modality), Contender("fabind", modality, True)
+        assert trained in rows and trained.objective["frozen"] is False and trained.colour != frozen.colour
+        assert frozen in rows and frozen.objective == {"name": "fabind", "anchor": modality, "frozen": True}
+    assert bool(Contender("triangle").unable(modalities)) == (count != 3)
+    assert len(set(rows)) == len(rows) == len(ALL) - 1 + 2 * count and set(ALL) == set(OBJECTIVES) - {"weighted"}
+    assert [one for one in rows if not one.tuned] == [Contender("unimodal")]
+    for one in rows:
+        assert Contender.of(one.objective) == one == Contender(**one.describe()) and not one.hindsight
+
+
+def test_every_objective_has_a_title_a_kind_and_a_colour():
+    assert set(FAMILIES) == set(OBJECTIVES)
+    assert len({family.title for family in FAMILIES.values()}) == len(FAMILIES)
+
+
+def test_a_contender_is_what_it_is_and_not_what_it_is_called():
+    """Labels are for reading: modalities may be called like anything, an own function like a row of the table."""
+    odd = contenders(["fabind", "own.py:all_pairs"], ["frozen", "x, trained"])
+    assert Contender("fabind", "frozen") in odd and not Contender("fabind", "frozen").frozen
+    own = odd[-1]
+    assert own.kind == "own" and own != Contender("all_pairs") and own.colour != Contender("all_pairs").colour
+    assert Contender("fabind").hindsight and Contender("fabind").label == "FABind, trained, best anchor in hindsight"
 
 
 def test_everybody_gets_the_same_search():
@@ -48,7 +66,7 @@ def test_a_trial_is_the_same_work_only_if_nothing_in_it_differs():
     assert base.key == first_final().key
     others = [
         *(replace(base, **{name: value}) for name, value in {
-            "stage": "search", "dataset": "x", "label": "x", "objective": {"name": "all_pairs"}, "seed": 7,
+            "stage": "search", "dataset": "x", "objective": {"name": "all_pairs"}, "seed": 7,
             "temperature": 0.2, "lr": 2e-3, "steps": 9, "batch_size": 9, "dim": 9, "augment": 0.5, "valid": 0.3,
             "start": "scratch", "encoders": {"a": {"encoder": "mlp"}},
         }.items()),

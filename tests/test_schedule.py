@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import centrobind as cb
+from centrobind.arena.contenders import Contender
 from centrobind.arena.pages import write_results
 from centrobind.arena.plan import ArenaConfig, describe
 from centrobind.arena.schedule import Arena, Ledger, fit_to_budget, planned
@@ -80,14 +81,11 @@ def test_the_setting_is_the_one_that_validated_best(whole):
             scores = {}
             for row in arena.ledger.rows.values():
                 trial = row["trial"]
-                if (trial["stage"], trial["dataset"], trial["label"]) == (
-                    "search",
-                    data.label,
-                    one.label,
-                ) and "valid" in row:
-                    scores[trial["temperature"], trial["lr"]] = row["valid"][
-                        "native" if one.label == "Symile" else "cosine"
-                    ]
+                if trial["stage"] != "search" or trial["dataset"] != data.label or "valid" not in row:
+                    continue
+                if Contender.of(trial["objective"]) == one:
+                    own = "native" if one == Contender("symile") else "cosine"
+                    scores[trial["temperature"], trial["lr"]] = row["valid"][own]
             assert arena.choose(data, one) == (max(scores, key=scores.get) if scores else None)
     shown = results["data"]["set1"]["rows"][0]
     assert (shown["temperature"], shown["lr"]) == arena.choose(arena.datasets[0], arena.rows_of["set1"][0])
@@ -107,21 +105,23 @@ def test_tables_hold_the_means_of_the_rows(whole):
     rows = [
         r
         for r in arena.ledger.rows.values()
-        if r["trial"]["stage"] == "final" and r["trial"]["label"] == "leave-one-out" and r["trial"]["dataset"] == "set2"
+        if r["trial"]["stage"] == "final"
+        and r["trial"]["objective"]["name"] == "leave_one_out"
+        and r["trial"]["dataset"] == "set2"
     ]
     shown = next(row for row in results["data"]["set2"]["rows"] if row["label"] == "leave-one-out")
     for measure in ("worst/recall@1", "probe/all", "native/recall@1"):
         expected = sum(row["test"][measure] for row in rows) / len(rows)
         assert shown["metrics"][measure] == pytest.approx(expected)
-    low, high = results["data"]["set2"]["intervals"]["mean/recall@1"]["leave-one-out"][1:]
+    low, high = shown["intervals"]["mean/recall@1"][1:]
     assert low <= shown["metrics"]["mean/recall@1"] <= high
     best = max(
         row["metrics"]["mean/recall@1"]
         for row in results["data"]["set2"]["rows"]
-        if row["label"].startswith("FABind ") and "trained" in row["label"]
+        if row["contender"]["name"] == "fabind" and row["contender"]["anchor"] and not row["contender"]["frozen"]
     )
     hindsight = next(
-        row for row in results["data"]["set2"]["rows"] if row["label"] == "FABind, trained, best anchor in hindsight"
+        row for row in results["data"]["set2"]["rows"] if row["contender"] == Contender("fabind").describe()
     )
     assert hindsight["metrics"]["mean/recall@1"] == pytest.approx(best, abs=1e-6)
 
@@ -173,7 +173,7 @@ def test_killed_at_any_moment_it_goes_on_without_doing_anything_twice(folder, wh
         key for key, row in arena.ledger.rows.items() if row["trial"]["dataset"] == "set2"
     }
     got = write_results(again, ours="leave-one-out")["data"]["set2"]
-    assert got["intervals"] == results["data"]["set2"]["intervals"]
+    assert [row["intervals"] for row in got["rows"]] == [row["intervals"] for row in results["data"]["set2"]["rows"]]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -194,9 +194,12 @@ def test_side_by_side_a_worker_that_dies_takes_nobody_with_it(folder):
     changes = {"data": [str(folder / "set1")], "seeds": 1, "search": {"temperatures": [0.1], "lrs": [3e-3]}}
     arena = Arena(config(folder, "dying", objectives=["all_pairs", f"{folder / 'own.py'}:deadly"], **changes))
     arena.run(jobs=2)
-    found = {(row["trial"]["label"], row["trial"]["stage"]): row.get("error") for row in arena.ledger.rows.values()}
+    found = {
+        (Contender.of(row["trial"]["objective"]).label, row["trial"]["stage"]): row.get("error")
+        for row in arena.ledger.rows.values()
+    }
     assert found.pop(("deadly", "search")) == "the worker died twice; out of memory?"
-    assert found == {("start", "start"): None, ("all pairs", "search"): None, ("all pairs", "final"): None}
+    assert found == {("unimodal", "start"): None, ("all pairs", "search"): None, ("all pairs", "final"): None}
 
 
 def test_a_budget_cuts_everybody_alike_and_is_kept(folder):

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from centrobind.arena import standings
-from centrobind.arena.standings import HINDSIGHT, Draws, Outcomes
+from centrobind.arena.contenders import Contender
+from centrobind.arena.standings import Draws, Outcomes
 
 
 def outcomes(seeds=2, pairs=3, samples=11, seed=0):
@@ -100,31 +101,38 @@ def test_average_ranks_share_ties_and_leave_out_incomplete_data():
 
 
 def test_hindsight_takes_the_anchor_that_came_out_best():
+    a, b, frozen, pairs = (
+        Contender("fabind", "a"),
+        Contender("fabind", "b"),
+        Contender("fabind", "a", True),
+        Contender("all_pairs"),
+    )
     table = {
-        "FABind a, trained": np.array([0.2, 0.9]),
-        "FABind b, trained": np.array([0.3, 0.1]),
-        "FABind a, frozen": np.array([0.1, 0.1]),
-        "all pairs": np.array([0.9, 0.9]),
+        a: np.array([0.2, 0.9]),
+        b: np.array([0.3, 0.1]),
+        frozen: np.array([0.1, 0.1]),
+        pairs: np.array([0.9, 0.9]),
     }
     more = standings.with_hindsight(table)
-    assert (more[HINDSIGHT.format(how="trained")] == [0.3, 0.1]).all(), "by the estimate, not by a resample"
-    assert (more[HINDSIGHT.format(how="frozen")] == [0.1, 0.1]).all() and len(more) == len(table) + 2
+    assert (more[Contender("fabind")] == [0.3, 0.1]).all(), "by the estimate, not by a resample"
+    assert (more[Contender("fabind", frozen=True)] == [0.1, 0.1]).all() and len(more) == len(table) + 2
 
 
-def test_duels_count_what_is_sure():
+def test_duels_count_what_is_sure_and_leave_single_anchors_out():
     draw = np.random.default_rng(0)
     noise = 0.01 * draw.normal(size=500)
+    ours, rival = Contender("leave_one_out"), Contender("all_pairs")
 
-    def table(ours, theirs):
-        made = {
-            "ours": np.array([ours, *(ours + noise)]),
-            "rival": np.array([theirs, *(theirs + 0.01 * draw.normal(size=500))]),
+    def table(mine, theirs):
+        drawn = {
+            ours: np.array([mine, *(mine + noise)]),
+            rival: np.array([theirs, *(theirs + 0.01 * draw.normal(size=500))]),
         }
-        return {"mean/recall@1": made | {"FABind x, trained": made["rival"]}}
+        return {"mean/recall@1": drawn | {Contender("fabind", "x"): drawn[rival]}}
 
     tables = {"won": table(0.5, 0.3), "lost": table(0.3, 0.5), "level": table(0.4, 0.4)}
-    (one,) = standings.duels(tables, "ours", ["mean/recall@1"])
-    assert (one["wins"], one["losses"], one["ties"]) == (1, 1, 1) and one["rival"] == "rival"
+    (one,) = standings.duels(tables, ours, ["mean/recall@1"])
+    assert (one["wins"], one["losses"], one["ties"]) == (1, 1, 1) and one["rival"] == "all pairs"
     assert one["by_data"]["won"]["difference"] == pytest.approx(0.2)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import centrobind as cb
-from centrobind.arena.plan import ArenaConfig, contenders, finals, starts
+from centrobind.arena.contenders import contenders
+from centrobind.arena.plan import ArenaConfig, finals, starts
 from centrobind.arena.trials import native_retrieval, run_trial, store_of, subset_retrieval
 from centrobind.binder.checkpoint import load
 from centrobind.types import Embeddings

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from centrobind.arena import standings
-from centrobind.arena.plan import Contender, describe
+from centrobind.arena.contenders import Contender, dynamic
+from centrobind.arena.plan import describe
 from centrobind.arena.schedule import Arena, Row
+from centrobind.errors import ConfigError
 from centrobind.files import write_atomically
 from centrobind.report import page, plots
 from centrobind.report.tables import Column, html_table, markdown_table
@@ -27,7 +29,6 @@ COLUMNS: list[Column] = [
     ("temperature", lambda row: str(row.get("temperature", ""))),
     ("lr", lambda row: f"{row['lr']:g}" if "lr" in row else ""),
 ]
-DYNAMIC = ("CentroBind", "leave-one-out", "learned centroid", "random anchor")
 
 
 def write_results(arena: Arena, *, ours: str | None = None) -> dict[str, Any]:
@@ -36,13 +37,14 @@ def write_results(arena: Arena, *, ours: str | None = None) -> dict[str, Any]:
     names = [dataset.label for dataset in arena.datasets]
     draws = {name: standings.measure_all(rows, arena.out, name) for name in names}
     draws = {name: table for name, table in draws.items() if table.get("mean/recall@1")}
-    ours = ours or best_dynamic(draws)
+    taking_part = dict.fromkeys(row for names in arena.rows_of.values() for row in names)
+    chosen = best_dynamic(draws) if ours is None else named(ours, list(taking_part))
     results = {
         "config": describe(arena.config),
         "trials": {"done": len(rows), "failed": sum("error" in row for row in rows)},
         "data": {name: dataset_results(arena, rows, name, draws[name]) for name in draws},
-        "ours": ours,
-        "duels": standings.duels(draws, ours) if ours else [],
+        "ours": chosen.label if chosen else None,
+        "duels": standings.duels(draws, chosen) if chosen else [],
         "ranks": {measure: ranks(draws, measure) for measure in standings.MEASURES},
         "failures": [{**row["trial"], "error": row["error"]} for row in rows if "error" in row],
     }
@@ -52,35 +54,47 @@ def write_results(arena: Arena, *, ours: str | None = None) -> dict[str, Any]:
     return results
 
 
-def best_dynamic(draws: Mapping[str, Any]) -> str | None:
-    """The dynamic anchor with the best average rank on the worst pair, for want of a better name from the caller."""
-    there = [label for label in DYNAMIC if any(label in table["worst/recall@1"] for table in draws.values())]
-    found = standings.average_ranks(draws, "worst/recall@1", there) if there else {}
-    return min(found, key=found.get) if found else None
+def named(name: str, contenders: Sequence[Contender]) -> Contender:
+    """The contender that a person calls by its label or its objective's name; ConfigError if nobody is."""
+    for contender in contenders:
+        if name in (contender.label, contender.name):
+            return contender
+    raise ConfigError(f"nobody here is called {name!r}, expected one of {[one.label for one in contenders]}")
 
 
-def dataset_results(arena: Arena, rows: Sequence[Row], name: str, draws: Mapping[str, Any]) -> dict[str, Any]:
-    """One data set: per contender its chosen setting, every measure with its interval over seeds, cost."""
+def best_dynamic(draws: Mapping[str, standings.Table]) -> Contender | None:
+    """The dynamic anchor with the best average rank on the worst pair, for want of a choice by the caller."""
+    there = dynamic(list(dict.fromkeys(one for table in draws.values() for one in table["worst/recall@1"])))
+    average = standings.average_ranks(draws, "worst/recall@1", there) if there else {}
+    return min(average, key=lambda one: average[one]) if average else None
+
+
+def dataset_results(arena: Arena, rows: Sequence[Row], name: str, draws: standings.Table) -> dict[str, Any]:
+    """One data set: per contender its chosen setting, every measure with its intervals, cost."""
     finals = standings.final_rows(rows, name)
     table = []
     for contender in arena.rows_of[name]:
-        some = finals.get(contender.label)
+        row = {"label": contender.label, "contender": contender.describe()}
+        some = finals.get(contender)
         if some:
-            table.append(contender_row(contender, some))
+            row |= setting_and_scores(some)
         else:
-            table.append({"label": contender.label, "metrics": {}, "why": why_not(contender, rows, name)})
-    for how in ("trained", "frozen"):
-        label = standings.HINDSIGHT.format(how=how)
-        metrics = {measure: float(draws[measure][label][0]) for measure in draws if label in draws[measure]}
-        if metrics:
-            table.append({"label": label, "metrics": metrics, "hindsight": True})
-    intervals = {
-        measure: {label: _ends(values) for label, values in by_label.items()} for measure, by_label in draws.items()
-    }
-    return {"rows": table, "intervals": intervals}
+            row |= {"metrics": {}, "why": why_not(contender, rows, name, arena.modalities[name])}
+        table.append(row)
+    for contender in draws["mean/recall@1"]:
+        if contender.hindsight:
+            metrics = {measure: float(values[contender][0]) for measure, values in draws.items() if contender in values}
+            table.append({"label": contender.label, "contender": contender.describe(), "metrics": metrics})
+    for row in table:
+        contender = Contender(**row["contender"])
+        row["intervals"] = {
+            measure: _ends(values[contender]) for measure, values in draws.items() if contender in values
+        }
+    return {"rows": table}
 
 
-def contender_row(contender: Contender, some: Sequence[Row]) -> dict[str, Any]:
+def setting_and_scores(some: Sequence[Row]) -> dict[str, Any]:
+    """What was chosen for a contender, and what it scored over its seeds."""
     over_seeds = {
         measure: standings.interval_over_seeds([row["test"][measure] for row in some])
         for measure in some[0]["test"]
@@ -88,7 +102,6 @@ def contender_row(contender: Contender, some: Sequence[Row]) -> dict[str, Any]:
     }
     trial = some[0]["trial"]
     return {
-        "label": contender.label,
         "temperature": trial["temperature"],
         "temperature_after": float(np.mean([row["temperature"] for row in some])),
         "lr": trial["lr"],
@@ -99,25 +112,27 @@ def contender_row(contender: Contender, some: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def why_not(contender: Contender, rows: Sequence[Row], name: str) -> str:
+def why_not(contender: Contender, rows: Sequence[Row], name: str, modalities: Sequence[str]) -> str:
     """Why a contender has no numbers."""
     errors = [
         row["error"]
         for row in rows
-        if "error" in row and row["trial"]["dataset"] == name and row["trial"]["label"] == contender.label
+        if "error" in row and row["trial"]["dataset"] == name and Contender.of(row["trial"]["objective"]) == contender
     ]
-    return contender.skipped or (errors[0] if errors else "not run yet")
+    return contender.unable(modalities) or (errors[0] if errors else "not run yet")
 
 
-def ranks(draws: Mapping[str, Any], measure: str) -> dict[str, Any]:
+def ranks(draws: Mapping[str, standings.Table], measure: str) -> dict[str, Any]:
     """Average ranks of everyone who took part on every data set, and how far apart is apart."""
     tables = [table[measure] for table in draws.values() if measure in table]
-    everywhere = set.intersection(*(set(table) for table in tables)) if tables else set()
-    labels = [label for label in (tables[0] if tables else []) if label in everywhere]
-    labels = [label for label in labels if not label.startswith("FABind ")]
-    found = standings.average_ranks(draws, measure, labels)
-    apart = standings.critical_difference(len(found), len(tables)) if len(found) > 1 else None
-    return {"average": found, "critical_difference": apart, "data_sets": len(tables)}
+    everywhere = [one for one in (tables[0] if tables else []) if all(one in table for table in tables)]
+    average = standings.average_ranks(draws, measure, [one for one in everywhere if standings.comparable(one)])
+    apart = standings.critical_difference(len(average), len(tables)) if len(average) > 1 else None
+    return {
+        "average": {one.label: rank for one, rank in average.items()},
+        "critical_difference": apart,
+        "data_sets": len(tables),
+    }
 
 
 def lead(results: Mapping[str, Any]) -> str:
@@ -163,18 +178,17 @@ def sections(results: Mapping[str, Any]) -> list[str]:
 
 
 def dataset_section(name: str, found: Mapping[str, Any]) -> str:
-    intervals = found["intervals"]
     dots = [
         (
             row["label"],
-            colour_of(row["label"]),
+            Contender(**row["contender"]).colour,
             {
-                title: tuple(100 * x for x in intervals[measure][row["label"]])
+                title: tuple(100 * x for x in row["intervals"][measure])
                 for title, measure in (("mean of all pairs", "mean/recall@1"), ("worst pair", "worst/recall@1"))
             },
         )
         for row in found["rows"]
-        if row["label"] in intervals["mean/recall@1"]
+        if "mean/recall@1" in row["intervals"]
     ]
     rows = [row for row in found["rows"] if row["metrics"]]
     silent = [f"{row['label']}: {row['why']}" for row in found["rows"] if not row["metrics"]]
@@ -184,12 +198,6 @@ def dataset_section(name: str, found: Mapping[str, Any]) -> str:
         html_table(rows, "Test split, in %, mean over seeds; temperature and lr as chosen on validation", COLUMNS),
         page.points(silent) if silent else "",
     )
-
-
-def colour_of(label: str) -> str:
-    if label.startswith("FABind"):
-        return "#5b8bb5" if "frozen" in label else "#00798c"
-    return {"CentroBind": "#d1495b", "leave-one-out": "#8d6cab", "all pairs": "#edae49"}.get(label, "#7f8c8d")
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -1,11 +1,10 @@
-"""What to compare, on what, and how fairly: data sets, contenders, the search they share, and one trial of it all."""
+"""What to compare on what, and how fairly: data sets, the search that all contenders share, and one trial of it."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from centrobind.arena.contenders import Contender
 from centrobind.errors import ConfigError
 from centrobind.extras import own_function
 from centrobind.objectives.anchored import AnchorInfoNCE
 from centrobind.objectives.base import Objective
-from centrobind.objectives.table import OBJECTIVES
 from centrobind.training.config import ModalityConfig, Strict, check_config, make_objective
 
-# "all" leaves out `weighted`: without weights of one's own it is centrobind again.
-ALL = tuple(name for name in OBJECTIVES if name != "weighted")
 LEARNED = "learned"
 
 
@@ -70,27 +67,11 @@ class ArenaConfig(Strict):
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A row of the table: an objective, before its temperature and learning rate are known."""
-
-    label: str
-    objective: dict[str, Any]
-    tuned: bool = True  # unimodal has no cross-modal score to be tuned by
-    skipped: str = ""  # why it cannot run on this data
-
-    @property
-    def family(self) -> str:
-        """Comparable across data sets with other modalities: every FABind anchor is one family."""
-        return re.sub(r"^(FABind) \S+, ", r"\1, ", self.label)
-
-
-@dataclass(frozen=True)
 class Trial:
     """One contender with one setting on one data set from one seed."""
 
     stage: Literal["start", "search", "final"]
     dataset: str
-    label: str
     objective: dict[str, Any]
     seed: int
     temperature: float | str
@@ -109,44 +90,12 @@ class Trial:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
 
     @property
+    def contender(self) -> Contender:
+        return Contender.of(self.objective)
+
+    @property
     def setting(self) -> tuple[float | str, float]:
         return self.temperature, self.lr
-
-
-NAMES = {
-    "centrobind": "CentroBind",
-    "leave_one_out": "leave-one-out",
-    "learned": "learned centroid",
-    "random": "random anchor",
-    "all_pairs": "all pairs",
-    "symile": "Symile",
-    "gram": "GRAM",
-    "triangle": "TRIANGLE",
-    "pmrl": "PMRL",
-    "ova_ib": "OVA-IB",
-}
-
-
-def contenders(objectives: Sequence[str] | str, modalities: Sequence[str]) -> list[Contender]:
-    """The rows for data with these modalities; every fixed anchor, trained and frozen, is one of its own."""
-    made: list[Contender] = []
-    for name in ALL if objectives == "all" else objectives:
-        if name == "fabind":
-            for frozen in (False, True):
-                how = "frozen" if frozen else "trained"
-                made += [
-                    Contender(f"FABind {m}, {how}", {"name": "fabind", "anchor": m, "frozen": frozen})
-                    for m in modalities
-                ]
-        elif name == "triangle" and len(modalities) != 3:
-            made.append(Contender(NAMES[name], {"name": name}, skipped="needs exactly three modalities"))
-        elif name in OBJECTIVES:
-            made.append(Contender(NAMES.get(name, name), {"name": name}, tuned=name != "unimodal"))
-        elif ":" in name:
-            made.append(Contender(name.rpartition(":")[2], {"name": name}))
-        else:
-            raise ConfigError(f"objectives: unknown {name!r}, expected some of {list(OBJECTIVES)}, or file.py:function")
-    return made
 
 
 def objective_of(trial: Trial, modalities: Sequence[str]) -> Objective:
@@ -156,7 +105,7 @@ def objective_of(trial: Trial, modalities: Sequence[str]) -> Objective:
     if ":" in trial.objective["name"]:
         return own_objective(trial.objective["name"], options)
     values = {"data": "-", "out": "-", "objective": trial.objective | options}
-    return make_objective(check_config(values, trial.label).objective, modalities)
+    return make_objective(check_config(values, trial.contender.label).objective, modalities)
 
 
 def own_objective(name: str, options: dict[str, Any]) -> Objective:
@@ -171,7 +120,7 @@ def starts(config: ArenaConfig, dataset: DatasetConfig) -> Iterator[Trial]:
     """The unimodal runs that every contender starts from, one per seed."""
     if config.start == "unimodal":
         for seed in range(max(config.seeds, config.search.seeds)):
-            yield _trial(config, dataset, "start", Contender("start", {"name": "unimodal"}), seed, 0.1, 2e-3)
+            yield _trial(config, dataset, "start", Contender("unimodal"), seed, 0.1, 2e-3)
 
 
 def searches(config: ArenaConfig, dataset: DatasetConfig, contender: Contender) -> Iterator[Trial]:
@@ -202,7 +151,6 @@ def _trial(
     return Trial(
         stage=stage,
         dataset=dataset.label,
-        label=contender.label,
         objective=contender.objective,
         seed=seed,
         temperature=temperature,

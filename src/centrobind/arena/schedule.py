@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from centrobind.arena.contenders import Contender, contenders
 from centrobind.arena.plan import (
     ArenaConfig,
-    Contender,
     DatasetConfig,
     Trial,
-    contenders,
     describe,
     finals,
     searches,
@@ -75,21 +74,29 @@ class Arena:
         self.out.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.out / "rows.jsonl")
         self.datasets = config.datasets()
-        self.rows_of: dict[str, list[Contender]] = {}
-        for dataset in self.datasets:
-            modalities = open_store(store_of(dataset, self.out)).modalities
-            self.rows_of[dataset.label] = contenders(config.objectives, modalities)
+        self.modalities = {data.label: open_store(store_of(data, self.out)).modalities for data in self.datasets}
+        self.rows_of: dict[str, list[Contender]] = {
+            name: contenders(config.objectives, modalities) for name, modalities in self.modalities.items()
+        }
+
+    def able(self) -> list[tuple[DatasetConfig, Contender]]:
+        """Everybody who can run, on each data set."""
+        return [
+            (data, row)
+            for data in self.datasets
+            for row in self.rows_of[data.label]
+            if not row.unable(self.modalities[data.label])
+        ]
 
     def waves(self) -> Iterator[list[tuple[DatasetConfig, Trial]]]:
         """Lists of trials that do not wait for each other: first all starts, then all searches, then all finals."""
         yield [(data, trial) for data in self.datasets for trial in starts(self.config, data)]
-        running = [(data, one) for data in self.datasets for one in self.rows_of[data.label] if not one.skipped]
-        yield [(data, trial) for data, one in running for trial in searches(self.config, data, one)]
+        yield [(data, trial) for data, row in self.able() for trial in searches(self.config, data, row)]
         last = []
-        for data, one in running:
-            chosen = self.choose(data, one)
+        for data, row in self.able():
+            chosen = self.choose(data, row)
             if chosen is not None:
-                last += [(data, trial) for trial in finals(self.config, data, one, chosen)]
+                last += [(data, trial) for trial in finals(self.config, data, row, chosen)]
         yield last
 
     def choose(self, dataset: DatasetConfig, contender: Contender) -> tuple[float | str, float] | None:
@@ -99,7 +106,7 @@ class Arena:
         """
         if not contender.tuned:
             return 0.1, 2e-3
-        by = "native" if contender.objective["name"] == "symile" else "cosine"
+        by = "native" if contender.name == "symile" else "cosine"
         scores: dict[tuple[float | str, float], list[float]] = {}
         for trial in searches(self.config, dataset, contender):
             row = self.ledger.of(trial)
@@ -121,7 +128,8 @@ class Arena:
                 for row in workers.carry_out(todo):
                     self.ledger.add(row)
                     done += 1
-                    watch(min(done, total), title=f"{stage}: {row['trial']['dataset']} {row['trial']['label']}")
+                    who = Contender.of(row["trial"]["objective"]).label
+                    watch(min(done, total), title=f"{stage}: {row['trial']['dataset']} {who}")
                 failed = [
                     row for row in self.ledger.rows.values() if "error" in row and row["trial"]["stage"] == "start"
                 ]
@@ -130,11 +138,11 @@ class Arena:
 
     def count(self) -> tuple[int, int, int]:
         """Trials in each wave, whether done or not."""
-        running = [(data, one) for data in self.datasets for one in self.rows_of[data.label] if not one.skipped]
+        able = self.able()
         return (
             sum(1 for data in self.datasets for _ in starts(self.config, data)),
-            sum(1 for data, one in running for _ in searches(self.config, data, one)),
-            len(running) * self.config.seeds,
+            sum(1 for data, row in able for _ in searches(self.config, data, row)),
+            len(able) * self.config.seeds,
         )
 
 
@@ -154,9 +162,9 @@ def fit_to_budget(config: ArenaConfig, seconds: float, *, jobs: int = 0) -> tupl
         total = 0.0
         for data in arena.datasets:
             steps = data.steps or config.steps
-            running = [one for one in arena.rows_of[data.label] if not one.skipped]
-            trials = sum(1 for _ in starts(config, data)) + len(running) * config.seeds
-            trials += sum(1 for one in running for _ in searches(config, data, one))
+            able = [row for where, row in arena.able() if where.label == data.label]
+            trials = sum(1 for _ in starts(config, data)) + len(able) * config.seeds
+            trials += sum(1 for row in able for _ in searches(config, data, row))
             total += trials * (steps * per_step[data.label] + 2.0)  # 2 s to build, validate and measure
         return total / jobs
 
@@ -196,7 +204,7 @@ def planned(asked: ArenaConfig, budget: float | None, *, jobs: int = 0) -> tuple
 
 def _seconds_per_step(data: DatasetConfig, config: ArenaConfig, out: Path) -> float:
     """Of all pairs from scratch, the most expensive kind of step, on the threads a worker will have."""
-    contender = Contender("timing", {"name": "all_pairs"}, tuned=False)
+    contender = Contender("all_pairs")
     timed = config.model_copy(update={"steps": 8, "start": "scratch", "seeds": 1})
     trial = next(finals(timed, data.model_copy(update={"steps": None}), contender, (0.1, 1e-3)))
     before = torch.get_num_threads()

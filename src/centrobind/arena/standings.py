@@ -6,7 +6,7 @@ Nothing here trains: any table can be made again from rows.jsonl and outcomes/.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from centrobind.arena.contenders import Contender
 from centrobind.arena.schedule import Row
 
+Table = Mapping[str, Mapping[Contender, np.ndarray]]  # measure -> contender -> (1 + B,) values
+
 MEASURES = ("mean/recall@1", "worst/recall@1", "mean/recall@10", "worst/recall@10", "probe/all", "transfer/mean")
-HINDSIGHT = "FABind, {how}, best anchor in hindsight"
 RESAMPLES = 2000
 
 
@@ -80,14 +82,14 @@ class Draws:
         return cls(*rows)
 
 
-def final_rows(rows: Iterable[Row], dataset: str) -> dict[str, list[Row]]:
-    """By label, the final rows that did not fail, by seed."""
-    found: dict[str, list[Row]] = {}
+def final_rows(rows: Iterable[Row], dataset: str) -> dict[Contender, list[Row]]:
+    """By contender, the final rows that did not fail, by seed."""
+    found: dict[Contender, list[Row]] = {}
     for row in rows:
         trial = row["trial"]
         if trial["stage"] == "final" and trial["dataset"] == dataset and "test" in row:
-            found.setdefault(trial["label"], []).append(row)
-    return {label: sorted(some, key=lambda row: row["trial"]["seed"]) for label, some in found.items()}
+            found.setdefault(Contender.of(trial["objective"]), []).append(row)
+    return {one: sorted(some, key=lambda row: row["trial"]["seed"]) for one, some in found.items()}
 
 
 def interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
@@ -99,32 +101,32 @@ def interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def with_hindsight(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_hindsight(table: Mapping[Contender, np.ndarray]) -> dict[Contender, np.ndarray]:
     """Add, for trained and frozen, the fixed anchor that came out best on test: a choice nobody could have made.
 
-    `table` holds (1 + B,) values per label; the anchor is chosen by the first, on the data as it is.
+    `table` holds (1 + B,) values per contender; the anchor is chosen by the first, on the data as it is.
     """
     more = dict(table)
-    for how in ("trained", "frozen"):
-        anchors = [label for label in table if label.startswith("FABind ") and label.endswith(f", {how}")]
+    for frozen in (False, True):
+        anchors = [one for one in table if one.kind == "fixed" and one.frozen == frozen]
         if anchors:
-            more[HINDSIGHT.format(how=how)] = table[max(anchors, key=lambda label: table[label][0])]
+            more[Contender("fabind", None, frozen)] = table[max(anchors, key=lambda one: table[one][0])]
     return more
 
 
 def measure_all(
     rows: Iterable[Row], out: Path, dataset: str, measures: Sequence[str] = MEASURES, resamples: int = RESAMPLES
-) -> dict[str, dict[str, np.ndarray]]:
-    """measure -> label -> (1 + B,) values, hindsight rows included; paired, because all share the draws."""
+) -> dict[str, dict[Contender, np.ndarray]]:
+    """measure -> contender -> (1 + B,) values, hindsight included; paired, because all share the draws."""
     found = final_rows(rows, dataset)
-    table: dict[str, dict[str, np.ndarray]] = {name: {} for name in measures}
-    for label, some in found.items():
+    table: dict[str, dict[Contender, np.ndarray]] = {name: {} for name in measures}
+    for contender, some in found.items():
         outcomes = Outcomes.read([out / "outcomes" / f"{row['key']}.npz" for row in some])
         draws = Draws.of(outcomes.ranks.shape[-1], len(some), resamples)
         for name in measures:
             values = outcomes.measure(name, draws.samples, draws.seeds)
             if np.isfinite(values[0]):
-                table[name][label] = values
+                table[name][contender] = values
     return {name: with_hindsight(values) for name, values in table.items() if values}
 
 
@@ -148,24 +150,22 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def duels(
-    tables: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], ours: str, measures: Sequence[str] = MEASURES
-) -> list[dict[str, Any]]:
+def duels(tables: Mapping[str, Table], ours: Contender, measures: Sequence[str] = MEASURES) -> list[dict[str, Any]]:
     """Ours against every rival, by measure: the difference on each data set, and wins, ties and losses after Holm.
 
-    `tables` is data set -> measure -> label -> draws. The correction is over the data sets of one duel.
+    `tables` has the draws of each data set. The correction is over the data sets of one duel. A single fixed anchor
+    is no rival, because other data have other modalities; the best one in hindsight is.
     """
     found = []
-    rivals = dict.fromkeys(label for table in tables.values() for label in table["mean/recall@1"] if label != ours)
-    shared = [r for r in rivals if not r.startswith("FABind ")]  # single anchors differ by data set
+    rivals = dict.fromkeys(one for table in tables.values() for one in table["mean/recall@1"] if one != ours)
     for name in measures:
-        for rival in shared:
+        for rival in rivals:
             single = {
                 data: difference(table[name][ours], table[name][rival])
                 for data, table in tables.items()
                 if name in table and ours in table[name] and rival in table[name]
             }
-            if not single:
+            if not single or not comparable(rival):
                 continue
             for one, p in zip(single.values(), holm([one["p"] for one in single.values()])):
                 one["p_holm"] = p
@@ -174,8 +174,8 @@ def duels(
             found.append(
                 {
                     "measure": name,
-                    "ours": ours,
-                    "rival": rival,
+                    "ours": ours.label,
+                    "rival": rival.label,
                     "by_data": single,
                     "wins": wins,
                     "ties": len(single) - wins - losses,
@@ -185,31 +185,22 @@ def duels(
     return found
 
 
-def average_ranks(
-    tables: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], name: str, labels: Sequence[str]
-) -> dict[str, float]:
-    """Mean rank over the data sets in which all these labels took part, 1 = best, ties share."""
+def comparable(contender: Contender) -> bool:
+    """Whether it is the same on data sets with other modalities."""
+    return contender.kind != "fixed" or contender.hindsight
+
+
+def average_ranks(tables: Mapping[str, Table], name: str, contenders: Sequence[Contender]) -> dict[Contender, float]:
+    """Mean rank over the data sets in which all of these took part, 1 = best, ties share."""
     ranks = []
     for table in tables.values():
         values = table.get(name, {})
-        if all(label in values for label in labels):
-            ranks.append(stats.rankdata([-values[label][0] for label in labels]))
-    return dict(zip(labels, np.mean(ranks, axis=0).tolist())) if ranks else {}
+        if all(one in values for one in contenders):
+            ranks.append(stats.rankdata([-values[one][0] for one in contenders]))
+    return dict(zip(contenders, np.mean(ranks, axis=0).tolist())) if ranks else {}
 
 
-def critical_difference(labels: int, datasets: int) -> float:
+def critical_difference(contenders: int, datasets: int) -> float:
     """Nemenyi's: average ranks further apart than this differ at 5 % (Demsar 2006)."""
-    q = stats.studentized_range.ppf(0.95, labels, math.inf) / math.sqrt(2)
-    return float(q * math.sqrt(labels * (labels + 1) / (6 * datasets)))
-
-
-def summary(
-    rows: Iterable[Row], dataset: str, key: Callable[[Row], float | None]
-) -> dict[str, tuple[float, float, float]]:
-    """Mean and interval over seeds of anything in the final rows, by label."""
-    found = {}
-    for label, some in final_rows(rows, dataset).items():
-        values = [value for row in some if (value := key(row)) is not None and math.isfinite(value)]
-        if values:
-            found[label] = interval_over_seeds(values)
-    return found
+    q = stats.studentized_range.ppf(0.95, contenders, math.inf) / math.sqrt(2)
+    return float(q * math.sqrt(contenders * (contenders + 1) / (6 * datasets)))
