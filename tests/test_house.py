@@ -28,7 +28,7 @@ ORDER = {
     "evaluation": "metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",
     "index": "engine topk segments exact lance opening asking",
-    "training": "config run_folder shard gradcache step replay loop fit memory",
+    "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",
     "arena": "contenders plan trials schedule standings pages demo",
     "serve": "values gallery guard description api app",
     "cli": "show search serve main",

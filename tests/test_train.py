@@ -14,7 +14,8 @@ from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, D
 from centrobind.evaluation.evaluate import evaluate
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.training.config import TrainConfig, check_config, make_objective
-from centrobind.training.loop import schedule, train
+from centrobind.training.loop import train
+from centrobind.training.optimizer import schedule
 from centrobind.training.run_folder import RunFolder
 
 FAST = {"steps": 12, "batch_size": 16, "log_every": 1, "validate_every": 4, "checkpoint_every": 3, "tensorboard": False}
@@ -202,7 +203,7 @@ def test_learned_numbers_are_bounded_after_every_step(mixed, monkeypatch):
 
 
 def test_of_equal_scores_the_first_is_best():
-    from centrobind.training.loop import Best
+    from centrobind.training.state import Best
 
     best = Best()
     assert best.improves(0.5, 1) and not best.improves(0.5, 2) and best.improves(0.6, 3) and best.step == 3
@@ -253,7 +254,7 @@ def test_schedule_rises_then_falls_to_nothing():
 
 
 def test_weights_without_a_direction_do_not_decay(mixed):
-    from centrobind.training.loop import make_optimizer
+    from centrobind.training.optimizer import make_optimizer
 
     binder = build_binder(mixed)
     decays = {

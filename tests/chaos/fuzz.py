@@ -41,9 +41,11 @@ from centrobind.data.store import checksum
 from centrobind.errors import CentrobindError, RunError
 from centrobind.objectives.table import LeaveOneOut
 from centrobind.training.config import TrainConfig
-from centrobind.training.loop import Best, make_optimizer, restore, train
+from centrobind.training.loop import train
+from centrobind.training.optimizer import make_optimizer
 from centrobind.training.replay import replay
 from centrobind.training.run_folder import RunFolder
+from centrobind.training.state import Best, TrainingState
 
 HOSTILE = [
     "../../etc/passwd", "/etc/passwd", "..", "", "x" * 5000, "\0", "\ud800", "vector", "text", "image", "mlp", "custom",
@@ -189,7 +191,7 @@ def go_on(path: Path) -> None:
     binder = load(path / "best.safetensors")
     modules = torch.nn.ModuleDict({"towers": binder, "objective": LeaveOneOut()})
     optimizer = make_optimizer(modules, TrainConfig())
-    restore(modules, optimizer, Sampler(1000, 6), Best(), tensors, state)
+    TrainingState(modules, optimizer, Sampler(1000, 6), Best()).restore(tensors, state)
     for parameter in modules.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 import centrobind.training.loop as loop
+import centrobind.training.state as state
 from centrobind.cli import main as command_line
 from centrobind.data import ReadAhead, Samples, assign_splits, open_store, read_chunks, store, write_store
 from centrobind.errors import StoreError
@@ -116,7 +117,7 @@ def watch_phases(say: Callable[[str], None]) -> None:
     marked(RunFolder, "forget_after", "resuming")
     marked(RunFolder, "log", "log")
     marked(RunFolder, "write_last", "checkpoint")
-    marked(loop.Best, "keep", "best weights")
+    marked(state.Best, "keep", "best weights")
     marked(loop, "validate", "validation")
     marked(loop, "save", "result")
     marked(store.StoreWriter, "append", "writing values")

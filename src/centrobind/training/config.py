@@ -81,9 +81,10 @@ class TrainConfig(Strict):
     valid: float = Field(0.1, gt=0, lt=1, description="part of train to validate on when the data has no valid split")
     tensorboard: bool = Field(True, description="also log there, if it is installed")
 
-    def every(self, what: Literal["validate", "checkpoint"]) -> int:
-        given = self.validate_every if what == "validate" else self.checkpoint_every
-        return max(1, self.steps // 10) if given is None else given
+    def is_due(self, what: Literal["validate", "checkpoint"], step: int) -> bool:
+        """Whether it is time for it after so many steps; after the last one it always is."""
+        every = self.validate_every if what == "validate" else self.checkpoint_every
+        return step == self.steps or step % (max(1, self.steps // 10) if every is None else every) == 0
 
 
 def _objective_models() -> tuple[type[BaseModel], ...]:

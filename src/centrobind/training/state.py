@@ -1,0 +1,113 @@
+"""What the rest of a run depends on, in one object that can be written down and put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from centrobind.binder.binder import Binder
+from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_tensors
+from centrobind.data import Sampler
+from centrobind.errors import CheckpointError
+from centrobind.training.run_folder import RunFolder
+from centrobind.training.shard import load_whole, part_of
+
+
+class Best:
+    """The best validation score so far, and the weights that had it: in the run's folder, or in memory."""
+
+    def __init__(self, run: RunFolder | None = None) -> None:
+        self.run = run
+        self.score = -math.inf
+        self.step: int | None = None
+        self.weights: dict[str, Tensor] | None = None
+
+    def improves(self, score: float, step: int) -> bool:
+        """Whether this score is above all before; if so, it is remembered."""
+        if score <= self.score:
+            return False
+        self.score, self.step = score, step
+        return True
+
+    def keep(self, binder: Binder, weights: dict[str, Tensor]) -> None:
+        """Keep the weights that had the score, as they are now."""
+        if self.run is None:
+            self.weights = {name: value.clone() for name, value in weights.items()}
+        else:
+            tensors = {TOWERS + name: value for name, value in weights.items()}
+            write_tensors(self.run.path / "best.safetensors", tensors, {"binder": binder.describe()})
+
+    def put_back(self, binder: Binder) -> None:
+        """Give a binder the weights kept last."""
+        if self.run is None:
+            weights = self.weights
+        else:
+            tensors, _ = read_tensors(self.run.path / "best.safetensors", prefix=TOWERS)
+            weights = {name.removeprefix(TOWERS): value for name, value in tensors.items()}
+        binder.load_state_dict(weights)
+
+
+@dataclass
+class TrainingState:
+    """The state of a run after `step` steps. Restored from its snapshot, it continues to the same weights."""
+
+    modules: nn.ModuleDict  # "towers", a Binder, and "objective"
+    optimizer: torch.optim.Optimizer
+    sampler: Sampler
+    best: Best
+    step: int = 0
+
+    def snapshot(self, place: Mapping[str, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything as tensors and JSON; `place` is the sampler's state, which may itself have read ahead."""
+        names = {value: name for name, value in self.modules.named_parameters()}
+        tensors = binder_tensors(self.modules["towers"])
+        tensors |= {f"objective/{name}": value for name, value in self.modules["objective"].state_dict().items()}
+        for parameter, moments in self.optimizer.state.items():
+            tensors |= {f"optimizer/{names[parameter]}/{key}": value for key, value in moments.items()}
+        state = {
+            "step": self.step,
+            "sampler": dict(place),
+            "best": {"score": self.best.score, "step": self.best.step} if self.best.step is not None else None,
+            "binder": self.modules["towers"].describe(),
+        }
+        return tensors, state
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Put a snapshot back; CheckpointError if it belongs to another run."""
+        parts: dict[str, dict[str, Tensor]] = {"towers": {}, "objective": {}, "optimizer": {}}
+        try:
+            for name, value in tensors.items():
+                part, _, rest = name.partition("/")
+                parts[part][rest] = value
+            for name in ("towers", "objective"):
+                load_whole(self.modules[name], parts[name])
+            for name, parameter in self.modules.named_parameters():
+                self._restore_moments(name, parameter, parts["optimizer"])
+            self.sampler.load_state(state["sampler"])
+            if state["best"] is not None:
+                self.best.score, self.best.step = state["best"]["score"], state["best"]["step"]
+            if not isinstance(state["step"], int) or state["step"] < 0:
+                raise ValueError(f"step {state['step']!r}")
+            self.step = state["step"]
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint belongs to a run with other data or settings ({error})") from None
+
+    def _restore_moments(self, name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> None:
+        """AdamW's state of one parameter, if it has one: a parameter without a gradient has none."""
+        moments = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.startswith(name + "/")}
+        if not moments:
+            return
+        like = {key: (value.shape, value.dtype) for key, value in moments.items() if key != "step"}
+        if like != dict.fromkeys(("exp_avg", "exp_avg_sq"), (parameter.shape, parameter.dtype)):
+            raise ValueError(f"the optimizer's state of {name} is not AdamW's")
+        if moments["step"].shape != () or moments["step"].dtype != torch.float32:
+            raise ValueError(f"the optimizer's step of {name} is no number")
+        self.optimizer.state[parameter] = {
+            key: value if key == "step" else part_of(value.to(parameter.device), like=parameter)
+            for key, value in moments.items()
+        }
