@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from centrobind.binder.binder import build_binder, rebuild_binder
+from centrobind.binder.embedding import embed_views, load_embeddings, save_embeddings
 from centrobind.data import Samples
 from centrobind.errors import ConfigError, DataError
+from centrobind.types import Embeddings
 
 
 def test_forward_puts_each_embedding_in_its_place(mixed):
@@ -64,6 +66,29 @@ def test_embed_takes_plain_arrays_with_gaps(mixed):
     assert made.modalities == ("text", "vector")
     assert made.present.tolist() == [[True, False, True], [True, False, True]]
     torch.testing.assert_close(made["vector"][2:], binder.embed({"vector": vector[2:]})["vector"])
+
+
+def test_embeddings_that_are_not_finite_are_refused_where_they_come_out(mixed):
+    binder = build_binder(mixed, dim=6)
+    with torch.no_grad():
+        binder.towers["text"].head.weight[0] = torch.nan
+    there = [mixed.ids[:][i] for i in np.flatnonzero(mixed.columns["text"].present)]
+    for embed in (binder.embed, lambda data: embed_views(binder, data)):
+        with pytest.raises(DataError, match=rf"'text' is NaN or infinite in {len(there)} .*'{there[0]}'"):
+            embed(mixed)
+    assert binder.embed(mixed.only(["vector"])).z.isfinite().all()
+
+
+def test_a_file_of_embeddings_that_are_not_finite_is_refused(tmp_path):
+    z = torch.eye(4).repeat(2, 1, 1)
+    z[1, 2, 0] = torch.nan
+    present = torch.ones(2, 4, dtype=torch.bool)
+    save_embeddings(tmp_path / "e.npz", Embeddings(z, present, ("a", "b")))
+    with pytest.raises(DataError, match=r"e\.npz: 'b' is NaN or infinite in 1 of 4 present samples.*\[2\]"):
+        load_embeddings(tmp_path / "e.npz")
+    present[1, 2] = False
+    save_embeddings(tmp_path / "e.npz", Embeddings(z, present, ("a", "b")))
+    assert load_embeddings(tmp_path / "e.npz")["b"][2].tolist() == [0] * 4
 
 
 def test_embed_leaves_training_mode_as_it_was(mixed):

@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from centrobind.errors import DataError
-from centrobind.evaluation.evaluate import evaluate, probes, recall_differences, recall_intervals
+from centrobind.evaluation import evaluate as module
+from centrobind.evaluation.evaluate import evaluate, probes, ranks_by_sample, recall_differences, recall_intervals
 from centrobind.evaluation.metrics import retrieval
 from centrobind.types import Embeddings
 
@@ -89,6 +92,30 @@ def test_other_modalities_in_train_are_said():
     (train, y_train), (test, y) = classes(names="ab"), classes()
     with pytest.raises(DataError, match="modalities"):
         evaluate(test, y, train=train, train_labels=y_train)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_intervals_are_those_of_drawing_samples_one_by_one(count, monkeypatch):
+    test, _ = classes(40, noise=0.5, names="abcde"[:count], gaps=True)
+    ranks = {pair: ranks_by_sample(test, *pair) for pair in test.pairs}
+    draw, values = np.random.default_rng(3), {(pair, k): [] for pair in [*ranks, "mean", "worst"] for k in (1, 5, 10)}
+    for _ in range(50):
+        drawn = [int(draw) for draw in draw.integers(0, 40, 40)]
+        for k in (1, 5, 10):
+            by_pair = []
+            for pair, places in ranks.items():
+                hits = [places[i] <= k for i in drawn if math.isfinite(places[i])]
+                by_pair.append(sum(hits) / len(hits))
+                values[pair, k].append(by_pair[-1])
+            values["mean", k].append(sum(by_pair) / len(by_pair))
+            values["worst", k].append(min(by_pair))
+    for at_once in (40, 7 * 40, 10**6):
+        monkeypatch.setattr(module, "DRAWN", at_once)
+        ends = recall_intervals(test, 50, seed=3)
+        for (pair, k), drawn in values.items():
+            name = pair if isinstance(pair, str) else "_to_".join(pair)
+            found = [ends[f"{name}/recall@{k}/{end}"] for end in ("low", "high")]
+            assert found == pytest.approx(np.percentile(drawn, [2.5, 97.5]))
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_samples():

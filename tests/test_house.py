@@ -25,7 +25,7 @@ ORDER = {
     "data": "samples store opening media sound cells importing batches builtin inspecting",
     "objectives": "anchors dense_infonce tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs augment encoders pretrained binder checkpoint embedding features",
-    "evaluation": "metrics evaluate realignment bounds findings diagnose",
+    "evaluation": "ranks metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",
     "index": "engine topk segments exact lance opening asking",
     "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from centrobind.errors import DataError
+from centrobind.objectives.anchored import AllPairs
 from centrobind.types import Embeddings, unit
 
 
@@ -65,3 +66,23 @@ def test_unknown_modality_names_the_known_ones():
 def test_pairs_are_ordered_and_all_there():
     made = Embeddings.of({name: torch.eye(2) for name in "abc"}, ids=np.arange(2))
     assert len(made.pairs) == 6 and ("a", "c") in made.pairs and ("c", "a") in made.pairs
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_embeddings_that_are_not_finite_are_refused(bad):
+    """A NaN is not below anything: it once had a recall of 1."""
+    a, b = torch.eye(4), torch.eye(4)
+    b[2, 1] = bad
+    with pytest.raises(DataError, match=r"'b' is NaN or infinite in 1 of 4 present samples.*\['r'\]"):
+        Embeddings.of({"a": a, "b": b}, ids=list("pqrs"))
+    there = torch.tensor([True, True, False, True])
+    assert Embeddings.of({"a": a, "b": b}, {"b": there})["b"].isfinite().all()
+    loose = Embeddings.of({"a": a, "b": b}, finite=False)
+    with pytest.raises(DataError, match=r"here: 'b' is NaN"):
+        loose.checked("here")
+
+
+def test_a_loss_shows_what_is_not_finite_instead_of_refusing_it():
+    a = torch.eye(4)
+    a[1] = torch.nan
+    assert torch.isnan(AllPairs()({"a": a, "b": torch.eye(4)}).total)

@@ -62,12 +62,15 @@ class Embeddings:
         tensors: Mapping[str, Tensor] | Embeddings,
         present: Mapping[str, Tensor] | None = None,
         ids: Sequence[Any] | np.ndarray | None = None,
+        *,
+        finite: bool = True,
     ) -> Embeddings:
         """Stack a dict of (N, D) tensors, one per modality, and bring every row to unit length.
 
         `present[m]` is an (N,) bool tensor, True where modality m was observed; a modality that is
         not named there is present everywhere. Rows that are absent may hold anything, NaN included.
-        Raises DataError when names or shapes do not agree.
+        Raises DataError when names or shapes do not agree, or a present row is not finite. `finite=False` lets
+        those pass, for a loss: its value shows them, and looking would make every step wait for the device.
         """
         if isinstance(tensors, Embeddings):
             return tensors
@@ -96,7 +99,21 @@ class Embeddings:
         stacked = torch.stack([tensors[name] for name in modalities])
         # Select, never multiply: an absent row may be NaN, and 0 * NaN is NaN.
         z = unit(torch.where(where[..., None], stacked, 0))
-        return cls(z, where, modalities, None if ids is None else np.asarray(ids))
+        made = cls(z, where, modalities, None if ids is None else np.asarray(ids))
+        return made.checked() if finite else made
+
+    def checked(self, where: str = "") -> Embeddings:
+        """These embeddings, if every present row is finite; DataError names the modality and its first samples."""
+        for name, rows, here in zip(self.modalities, self.z, self.present):
+            bad = (here & ~rows.isfinite().all(1)).nonzero()[:, 0].cpu().numpy()
+            if len(bad):
+                named = (bad if self.ids is None else self.ids[bad])[:5].tolist()
+                raise DataError(
+                    f"{where or 'embeddings'}: {name!r} is NaN or infinite in {len(bad)} of {int(here.sum())} present "
+                    f"samples, expected finite numbers; the first: {named}. Look at these samples and at the weights "
+                    "that made them, or mark them as missing"
+                )
+        return self
 
     def __len__(self) -> int:
         return self.z.shape[1]

@@ -19,7 +19,8 @@ from centrobind.binder.checkpoint import load, save
 from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
 from centrobind.data.builtin import DATASETS
 from centrobind.evaluation.evaluate import label_codes, probe_outcomes, ranks_by_sample
-from centrobind.evaluation.metrics import geometry, rank_metrics, ranks, retrieval
+from centrobind.evaluation.metrics import geometry, rank_metrics, retrieval
+from centrobind.evaluation.ranks import ranks, score_ranks
 from centrobind.objectives.base import Objective
 from centrobind.training.config import TrainConfig
 from centrobind.training.loop import train
@@ -121,7 +122,7 @@ def native_retrieval(objective: Objective, space: Embeddings) -> dict[str, float
     with torch.no_grad():
         for m in range(len(z)):
             scores = objective.similarity(z[m], torch.cat([z[:m], z[m + 1 :]])).T  # (tuples, candidates)
-            rows.append(rank_metrics((scores >= scores.diagonal()[:, None]).sum(1)))
+            rows.append(rank_metrics(score_ranks(scores)))
     return {name: sum(row[name] for row in rows) / len(rows) for name in ("recall@1", "recall@10", "mrr")}
 
 

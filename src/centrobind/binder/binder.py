@@ -94,7 +94,7 @@ class Binder(nn.Module):
         """Embeddings of samples, or of a dict of arrays, in any subset of the binder's modalities.
 
         `each(n)` is called with the number of samples done. Raises DataError for a modality the binder does not
-        know or values of another shape than in training.
+        know, values of another shape than in training, or embeddings that come out NaN or infinite.
         """
         names = data.modalities if isinstance(data, Samples) else tuple(data)
         if not isinstance(data, Samples):
@@ -115,7 +115,8 @@ class Binder(nn.Module):
                     each(int(rows[-1]) + 1)
         finally:
             self.train(was_training)
-        return Embeddings(z, torch.from_numpy(data.present), data.modalities, np.array(data.ids[:]))
+        embeddings = Embeddings(z, torch.from_numpy(data.present), data.modalities, np.array(data.ids[:]))
+        return embeddings.checked("the binder's embeddings")
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON: enough to build the same binder again."""

@@ -37,7 +37,8 @@ def embed_views(binder: Binder, samples: Samples, *, strength: float = 1.0, seed
         rows = np.arange(start, min(start + CHUNK, len(samples)))
         batch = augment(binder.prepare(samples.batch(rows)), binder.kinds, seed=(seed, start), strength=strength)
         z[:, rows] = binder(batch).z.float().cpu()
-    return Embeddings(z, torch.from_numpy(samples.present), samples.modalities, np.array(samples.ids[:]))
+    views = Embeddings(z, torch.from_numpy(samples.present), samples.modalities, np.array(samples.ids[:]))
+    return views.checked("the binder's embeddings of views")
 
 
 def save_embeddings(path: str | Path, embeddings: Embeddings, *, fingerprint: str = "", about: Samples | None = None):
@@ -73,9 +74,10 @@ def load_embeddings(path: str | Path) -> Embeddings:
             z = np.stack([archive[f"x_{name}"] for name in names])
             present = np.stack([archive[f"present_{name}"] for name in names])
             ids = archive["id"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            z[~present] = 0
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of embeddings ({error}); expected one from `centrobind embed`") from None
-    return Embeddings(torch.from_numpy(z), torch.from_numpy(present), names, ids)
+    return Embeddings(torch.from_numpy(z), torch.from_numpy(present), names, ids).checked(str(path))
 
 
 def embed_to(binder: Binder, samples: Samples, out: str | Path, *, force: bool = False, watch: Watch = silent) -> None:

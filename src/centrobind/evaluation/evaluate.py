@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from centrobind.types import Embeddings
 
 NEIGHBOURS = 10
 FOLDS = 5
+DRAWN = 2**22  # weights of resamples held at a time
 
 
 def evaluate(
@@ -141,12 +142,14 @@ def recall_intervals(embeddings: Embeddings, resamples: int = 1000, seed: int = 
 
     Samples are drawn with replacement as queries, the same ones for all pairs; the candidates stay.
     """
-    weights = _resampled(len(embeddings), resamples, seed)
+    found = pair_outcomes(embeddings)
+    table = _resampled_recall(np.stack([*found.values()]), resamples, seed)
+    low, high = np.nanpercentile(table, [2.5, 97.5], axis=0)
     named = {}
-    for k in KS:
-        for pair, values in _weighted_recall(embeddings, k, weights).items():
-            low, high = np.nanpercentile(values, [2.5, 97.5])
-            named |= {f"{pair}/recall@{k}/low": float(low), f"{pair}/recall@{k}/high": float(high)}
+    for row, pair in enumerate([*found, "mean", "worst"]):
+        for column, k in enumerate(KS):
+            named[f"{pair}/recall@{k}/low"] = float(low[row, column])
+            named[f"{pair}/recall@{k}/high"] = float(high[row, column])
     return named
 
 
@@ -159,34 +162,56 @@ def recall_differences(
     """
     if ours.present.shape != theirs.present.shape or not torch.equal(ours.present, theirs.present):
         raise DataError("paired differences need embeddings of the same samples in the same modalities")
-    weights = np.concatenate([np.ones((1, len(ours))), _resampled(len(ours), resamples, seed)])
-    mine, other = (_weighted_recall(one, k, weights) for one in (ours, theirs))
-    named = {}
-    for pair in mine:
-        point, *drawn = mine[pair] - other[pair]
-        low, high = np.nanpercentile(drawn, [2.5, 97.5])
-        named[pair] = (float(point), float(low), float(high))
-    return named
+    ranks = [pair_outcomes(one) for one in (ours, theirs)]
+    drawn, points = (
+        [_resampled_recall(np.stack([*one.values()]), count, seed, (k,))[..., 0] for one in ranks]
+        for count in (resamples, None)
+    )
+    low, high = np.nanpercentile(drawn[0] - drawn[1], [2.5, 97.5], axis=0)
+    point = (points[0] - points[1])[0]
+    return {
+        pair: (float(point[row]), float(low[row]), float(high[row]))
+        for row, pair in enumerate([*ranks[0], "mean", "worst"])
+    }
 
 
-def _resampled(count: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, count): how often each sample is drawn."""
+def pair_outcomes(embeddings: Embeddings) -> dict[str, np.ndarray]:
+    """By pair that some sample has, (N,) ranks of each sample's own match, inf where it lacks one of the two."""
+    found = {f"{query}_to_{target}": ranks_by_sample(embeddings, query, target) for query, target in embeddings.pairs}
+    return {pair: ranks for pair, ranks in found.items() if np.isfinite(ranks).any()}
+
+
+def _resampled_recall(ranks: np.ndarray, resamples: int | None, seed: int, ks: Sequence[int] = KS) -> np.ndarray:
+    """(resamples, P + 2, K) recall at each k of (P, N) ranks, then the mean over pairs and the worst pair.
+
+    `resamples` None is the data as they are, once.
+    """
+    pairs, count = ranks.shape
+    here = np.isfinite(ranks)
+    hits = np.stack([here, *(ranks <= k for k in ks)], 1).reshape(-1, count).astype(np.float32)
+    rows = []
+    for weights in _weights(count, resamples, seed):
+        share = (weights @ hits.T).astype(np.float64).reshape(len(weights), pairs, -1)
+        found = np.full((*share.shape[:2], len(ks)), np.nan)
+        np.divide(share[..., 1:], share[..., :1], out=found, where=share[..., :1] > 0)
+        rows.append(np.concatenate([found, found.mean(1, keepdims=True), found.min(1, keepdims=True)], 1))
+    return np.concatenate(rows)
+
+
+def _weights(count: int, resamples: int | None, seed: int) -> Iterator[np.ndarray]:
+    """(some, count) at a time: how often each sample is drawn.
+
+    float32 holds counts exactly up to 2^24 and multiplies at twice the rate. Counting drawn numbers, because numpy's
+    multinomial takes ten times as long to draw the same distribution.
+    """
+    if resamples is None:
+        yield np.ones((1, count), np.float32)
+        return
     draw = np.random.default_rng(seed)
-    return draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
-
-
-def _weighted_recall(embeddings: Embeddings, k: int, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """(resamples,) recall@k of each pair, their mean and the worst."""
-    found = {}
-    for query, target in embeddings.pairs:
-        ranks = ranks_by_sample(embeddings, query, target)
-        asked = np.isfinite(ranks)
-        if asked.any():
-            share = weights[:, asked].sum(1)
-            hit = weights[:, asked] @ (ranks[asked] <= k)
-            found[f"{query}_to_{target}"] = np.divide(hit, share, out=np.full(len(hit), np.nan), where=share > 0)
-    table = np.stack(list(found.values()))
-    return found | {"mean": table.mean(0), "worst": table.min(0)}
+    block = max(1, DRAWN // count)
+    for start in range(0, resamples, block):
+        rows = range(start, min(start + block, resamples))
+        yield np.stack([np.bincount(draw.integers(0, count, count), minlength=count) for _ in rows]).astype(np.float32)
 
 
 def ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:

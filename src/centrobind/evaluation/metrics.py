@@ -6,24 +6,11 @@ import torch
 from torch import Tensor
 
 from centrobind.errors import DataError
+from centrobind.evaluation.ranks import ranks
 from centrobind.types import Embeddings
 
 KS = (1, 5, 10)
-CHUNK = 1024
 MOST_FOR_UNIFORMITY = 4096
-
-
-def ranks(queries: Tensor, candidates: Tensor, match: Tensor) -> Tensor:
-    """(Q,) the place, from 1, of candidate match[q] when all (C, D) candidates are ordered by similarity to query q.
-
-    Ties count against: a collapsed space, in which everything is equally near, ranks last and not first.
-    """
-    found = []
-    for start in range(0, len(queries), CHUNK):
-        similarity = queries[start : start + CHUNK] @ candidates.T
-        own = similarity.gather(1, match[start : start + CHUNK, None])
-        found.append((similarity >= own).sum(1))
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
 
 def pair_ranks(embeddings: Embeddings, query: str, target: str) -> Tensor:

@@ -95,8 +95,8 @@ class Objective(nn.Module):
         Raises DataError when shapes or names differ, no sample has anything to be aligned with, or the objective
         knows no groups.
         """
-        z = Embeddings.of(z, present)
-        views = None if views is None else Embeddings.of(views, present)
+        z = Embeddings.of(z, present, finite=False)
+        views = None if views is None else Embeddings.of(views, present, finite=False)
         if len(z.modalities) < 2:
             raise DataError(f"binding needs at least two modalities, got {list(z.modalities)}")
         if views is None and self.needs_views:
