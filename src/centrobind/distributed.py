@@ -65,34 +65,35 @@ class Team:
         texts = [name for name in numbers if prepared.inputs[name].ndim == 2]
         if self.size == 1 or not texts:
             return prepared
-        widths = torch.tensor([prepared.inputs[name].shape[1] for name in texts], device=prepared.present.device)
-        widths = self._reduce(widths, dist.ReduceOp.MAX).tolist()
+        own = torch.tensor([prepared.inputs[name].shape[1] for name in texts], device=prepared.present.device)
+        widths = self._reduce(own, dist.ReduceOp.MAX).tolist()
         padded = {
             name: F.pad(prepared.inputs[name], (0, width - prepared.inputs[name].shape[1]))
             for name, width in zip(texts, widths)
         }
         return replace(prepared, inputs={**prepared.inputs, **padded})
 
-    def gather(self, *embeddings: Embeddings | None, ids: np.ndarray | None = None) -> tuple[Embeddings | None, ...]:
+    def gather(
+        self, z: Embeddings, views: Embeddings | None = None, *, ids: np.ndarray | None = None
+    ) -> tuple[Embeddings, Embeddings | None]:
         """The embeddings of all ranks' samples, rank after rank, on every rank; gradients find their way back.
 
-        Several of the same samples (z, and its views if there are any) travel together. `ids`: of the whole batch.
+        The views of the same samples, if there are any, travel with them. `ids`: of the whole batch.
         """
         if self.size == 1:
-            return embeddings
-        given = [each for each in embeddings if each is not None]
-        first = given[0]
-        counts = self._counts(len(first)) if ids is None else self.parts(len(ids))
-        present = torch.cat(self._collect(first.present.T.to(torch.uint8), counts)).T.bool()
-        rows = torch.stack([each.z for each in given]).movedim(2, 0)  # the samples first: (n, how many, M, D)
-        whole = iter(_Gather.apply(rows, counts, self).movedim(0, 2))
-        return tuple(
-            None if each is None else Embeddings(next(whole), present, first.modalities, ids) for each in embeddings
-        )
+            return z, views
+        counts = self._counts(len(z)) if ids is None else self.parts(len(ids))
+        present = torch.cat(self._collect(z.present.T.to(torch.uint8), counts)).T.bool()
+        both = [z.z] if views is None else [z.z, views.z]
+        rows = torch.stack(both).movedim(2, 0)  # the samples first: (n, 1 or 2, M, D)
+        whole = [
+            Embeddings(part, present, z.modalities, ids) for part in _gather_rows(rows, counts, self).movedim(0, 2)
+        ]
+        return whole[0], whole[1] if views is not None else None
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, on every rank, with gradient."""
-        return value if self.size == 1 else _Sum.apply(value, self)
+        return value if self.size == 1 else _sum_over_ranks(value, self)
 
     def max(self, value: Tensor) -> Tensor:
         """The maximum over ranks, on every rank, without gradient."""
@@ -104,9 +105,9 @@ class Team:
         trained = [value for value in parameters if value.requires_grad]
         if self.size == 1 or not trained:
             return
-        there = torch.tensor([value.grad is not None for value in trained], device=trained[0].device)
-        there = self._reduce(there.to(torch.uint8), dist.ReduceOp.MAX).tolist()
-        for bucket in _buckets([value for value, found in zip(trained, there) if found]):
+        own = torch.tensor([value.grad is not None for value in trained], device=trained[0].device)
+        anywhere = self._reduce(own.to(torch.uint8), dist.ReduceOp.MAX).tolist()
+        for bucket in _buckets([value for value, there in zip(trained, anywhere) if there]):
             sizes = [value.numel() for value in bucket]
             flat = torch.cat([(torch.zeros_like(v) if v.grad is None else v.grad).reshape(-1) for v in bucket])
             mean = self._reduce(flat, dist.ReduceOp.SUM).div_(self.size)
@@ -139,9 +140,10 @@ class Team:
                 sent[1] = error
         with self._answering():
             dist.broadcast_object_list(sent, src=0)
+        value: Made = sent[0]
         if sent[1] is not None:
             raise self.agreed(sent[1])
-        return sent[0]
+        return value
 
     def agreed(self, error: CentrobindError) -> CentrobindError:
         """An error that every rank raises: the leader's word is enough."""
@@ -180,7 +182,7 @@ class Team:
 
     # ---- the only four ways in which anything is exchanged while training; docs/scale.md counts their bytes ----------
 
-    def _reduce(self, value: Tensor, how: dist.ReduceOp) -> Tensor:
+    def _reduce(self, value: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
         with self._answering():
             dist.all_reduce(value, how)
         return value
@@ -350,24 +352,30 @@ class _Gather(torch.autograd.Function):
     """Rows of all ranks, (n, ...) -> (N, ...)."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, counts: Sequence[int], team: Team) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, counts: Sequence[int], team: Team) -> Tensor:
         ctx.counts, ctx.team = counts, team
         return torch.cat(team._collect(rows, counts))
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.team._scatter_sum(gradient, ctx.counts), None, None
+
+
+_gather_rows: Callable[[Tensor, Sequence[int], Team], Tensor] = _Gather.apply
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, team: Team) -> Tensor:
+    def forward(ctx: Any, value: Tensor, team: Team) -> Tensor:
         ctx.team = team
         return team._reduce(value.clone(), dist.ReduceOp.SUM)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.team._reduce(gradient.clone(), dist.ReduceOp.SUM), None
+
+
+_sum_over_ranks: Callable[[Tensor, Team], Tensor] = _Sum.apply
 
 
 def _buckets(values: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -36,7 +36,7 @@ def own_function(place: str, *, called: str) -> Callable[..., Any]:
         raise ConfigError(f"{called}: no Python file {path!r}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not callable(found):
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(function):
         raise ConfigError(f"{called}: {path} has no function {name!r}")
-    return found
+    return function

@@ -74,7 +74,7 @@ def dataset_results(arena: Arena, rows: Sequence[Row], name: str, draws: standin
     finals = standings.final_rows(rows, name)
     table = []
     for contender in arena.rows_of[name]:
-        row = {"label": contender.label, "contender": contender.describe()}
+        row: dict[str, Any] = {"label": contender.label, "contender": contender.describe()}
         some = finals.get(contender)
         if some:
             row |= setting_and_scores(some)

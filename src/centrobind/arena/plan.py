@@ -25,7 +25,7 @@ LEARNED = "learned"
 class SearchConfig(Strict):
     """The grid every objective is tuned on, by validation, before it meets the test split."""
 
-    temperatures: tuple[float | Literal["learned"], ...] = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, LEARNED)
+    temperatures: tuple[float | Literal["learned"], ...] = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, "learned")
     lrs: tuple[float, ...] = (1e-3, 3e-3)
     seeds: int = Field(1, ge=1)
 
@@ -110,10 +110,13 @@ def objective_of(trial: Trial, modalities: Sequence[str]) -> Objective:
 
 def own_objective(name: str, options: dict[str, Any]) -> Objective:
     """`path/to/file.py:function`: an anchor, or a constructor that takes temperature= and learn_temperature=."""
-    made = own_function(name, called=f"objective {name}")
-    if "temperature" in inspect.signature(made).parameters:
-        return made(**options)
-    return AnchorInfoNCE(made, **options)
+    function = own_function(name, called=f"objective {name}")
+    if "temperature" not in inspect.signature(function).parameters:
+        return AnchorInfoNCE(function, **options)
+    objective = function(**options)
+    if not isinstance(objective, Objective):
+        raise ConfigError(f"objective {name}: expected it to return an Objective, got {type(objective).__name__}")
+    return objective
 
 
 def starts(config: ArenaConfig, dataset: DatasetConfig) -> Iterator[Trial]:

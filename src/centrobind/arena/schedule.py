@@ -210,7 +210,7 @@ def _seconds_per_step(data: DatasetConfig, config: ArenaConfig, out: Path) -> fl
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return run_trial(replace(trial, stage="search"), data, out)["seconds"] / 8
+        return float(run_trial(replace(trial, stage="search"), data, out)["seconds"]) / 8
     finally:
         torch.set_num_threads(before)
 
@@ -280,7 +280,8 @@ def _begin(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)
 
 

@@ -52,7 +52,8 @@ class Outcomes:
             hits = np.where(np.isnan(self.ranks), np.nan, self.ranks <= int(k))
             by_pair = _weighted(hits, samples)  # (B, S, P)
             by_seed = np.nanmean(by_pair, axis=2) if over == "mean" else np.nanmin(by_pair, axis=2)
-        return (by_seed * seeds).sum(1) / seeds.sum(1)
+        values: np.ndarray = (by_seed * seeds).sum(1) / seeds.sum(1)
+        return values
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -62,7 +63,8 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     share = weights @ asked.reshape(flat.shape).T.astype(float)
     total = weights @ flat.T
     means = np.divide(total, share, out=np.full_like(total, np.nan), where=share > 0)
-    return means.reshape(len(weights), *values.shape[:-1])
+    shaped: np.ndarray = means.reshape(len(weights), *values.shape[:-1])
+    return shaped
 
 
 @dataclass(frozen=True)

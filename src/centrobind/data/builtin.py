@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def glyphs() -> Samples:
         if len(points) == 0:
             continue
         images.append(_picture(chr(code), pen, Image, ImageDraw))
-        outlines.append(_outline([polygon / 64 for polygon in Outline(points, moves).to_polygons()]))
+        outlines.append(_outline([np.asarray(polygon) / 64 for polygon in Outline(points, moves).to_polygons()]))
         names.append(name.lower())
         scripts.append(_script(chr(code), name))
         ids.append(f"U+{code:04X}")
@@ -73,7 +74,7 @@ def _alike(*looks: list[bytes]) -> list[int]:
     return [lead(index) for index in range(len(leader))]
 
 
-def _picture(character: str, pen, image, draw) -> np.ndarray:
+def _picture(character: str, pen: Any, image: Any, draw: Any) -> np.ndarray:
     """(32, 32) uint8, white on black, centred sideways, on a common baseline unless it would not fit."""
     left, top, right, bottom = pen.getbbox(character, anchor="ls")
     width, height = max(right - left, 1), max(bottom - top, 1)
@@ -174,7 +175,7 @@ def xor(samples: int = 4000, *, bits: int = 8, width: int = 32, noise: float = 0
 
 
 def _each(value: float | Sequence[float], modalities: int, what: str) -> list[float]:
-    values = [value] * modalities if np.isscalar(value) else list(value)
+    values = list(value) if isinstance(value, Sequence) else [value] * modalities
     if len(values) != modalities:
         raise DataError(f"{what}: expected one value or {modalities}, one per modality, got {len(values)}")
     return values
@@ -184,7 +185,8 @@ def _random_network(x: np.ndarray, width: int, draw: np.random.Generator) -> np.
     """One hidden tanh layer with random weights, outputs of unit variance."""
     hidden = np.tanh(x @ draw.normal(size=(x.shape[1], 2 * width)) / np.sqrt(x.shape[1]))
     out = hidden @ draw.normal(size=(2 * width, width))
-    return ((out - out.mean(0)) / out.std(0)).astype(np.float32)
+    standard: np.ndarray = ((out - out.mean(0)) / out.std(0)).astype(np.float32)
+    return standard
 
 
 def _present(samples: int, gaps: Sequence[float], draw: np.random.Generator) -> np.ndarray:

@@ -84,7 +84,7 @@ def _kept(near: np.ndarray, xy: np.ndarray) -> np.ndarray:
     k = min(COMPARED, near.shape[1])
     if k < 1:
         return np.zeros(len(xy), np.uint8)
-    seen = cKDTree(xy).query(xy, k + 1)[1]
+    seen = np.asarray(cKDTree(xy).query(xy, k + 1)[1])
     # Drop the point itself; where several lie on one spot it may not come first, or not at all.
     others = [[other for other in row if other != own][:k] for own, row in enumerate(seen.tolist())]
     return np.array([len(set(a) & set(b)) for a, b in zip(near[:, :k].tolist(), others)], np.uint8)
@@ -134,7 +134,8 @@ def _principal(z: Tensor) -> np.ndarray:
     # Points that lie on one spot would never part: nothing in the forces tells them from each other.
     turn = np.arange(len(y)) * 2.399963
     y = y / max(y[:, 0].std(), 1e-12) + 1e-2 * np.stack([np.cos(turn), np.sin(turn)], 1)
-    return 1e-4 * y
+    start: np.ndarray = 1e-4 * y
+    return start
 
 
 def _repulsion(y: np.ndarray) -> np.ndarray:
@@ -165,24 +166,27 @@ def _repulsion(y: np.ndarray) -> np.ndarray:
     fields = torch.fft.irfft2(torch.fft.rfft2(kernels) * spectrum, shape)[:, :cells, :cells].reshape(3, -1).numpy()
     total, across, down = (sum(field[place] * weight for place, weight in zip(places, weights)) for field in fields)
     own = _own_share(share, spacing)
-    return np.stack([across, down], 1) / max(float((total - own).sum()), 1e-12)
+    force: np.ndarray = np.stack([across, down], 1) / max(float((total - own).sum()), 1e-12)
+    return force
 
 
 def _own_share(share: np.ndarray, spacing: float) -> np.ndarray:
     """(P,) what a point, spread over four corners, adds to the sum of q at its own place; 1 for a very fine grid."""
     same = [share[:, axis] ** 2 + (1 - share[:, axis]) ** 2 for axis in (0, 1)]
     near, far = 1 / (1 + spacing**2), 1 / (1 + 2 * spacing**2)
-    return (
+    own: np.ndarray = (
         same[0] * same[1]
         + near * (same[0] * (1 - same[1]) + (1 - same[0]) * same[1])
         + far * (1 - same[0]) * (1 - same[1])
     )
+    return own
 
 
 def _framed(xy: np.ndarray) -> np.ndarray:
     """Centred and scaled to [-1, 1]; the proportions stay."""
     low, high = xy.min(0), xy.max(0)
-    return ((xy - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)).astype(np.float32)
+    framed: np.ndarray = ((xy - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)).astype(np.float32)
+    return framed
 
 
 def cached_atlas(folder: Path, space: Embeddings, each: Callable[[int], None] | None = None) -> Atlas:

@@ -82,14 +82,14 @@ def curves_section(logs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Map
         ("loss", "Loss while training", "nats"),
         ("valid/mean/mrr", "Retrieval on the validation split", "mean reciprocal rank"),
     ):
-        series = {}
+        series: dict[str, tuple[str, list[float], list[float]]] = {}
         for label, records in logs.items():
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
-                series[label] = (colours[label], *zip(*points))
+                series[label] = (colours[label], [step for step, _ in points], [value for _, value in points])
         if series:
             pictures.append(figure(plots.curves(series, title, "step", up)))
-    note = "Losses of different objectives are not comparable: a centroid that contains its pupil is easy to match."
+    note = "Losses of different objectives are not comparable: a centroid that contains its target modality is easy to match."
     return section("How they learned", "<div class='beside'>", *pictures, "</div>", paragraph(note, "note"))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 INK = "#123457"  # stands for the page's own text colour, see as_svg
@@ -18,7 +20,7 @@ FAINT = "#8a8f98"
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6cab", "#2e86de", "#b5651d", "#7f8c8d")
 HEAT = "YlGnBu"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # real text: it can be searched and read aloud
     "font.family": "sans-serif",
     "font.size": 10,
@@ -86,7 +88,7 @@ def score_dots(rows: Sequence[tuple[str, str, Mapping[str, tuple[float, float, f
 
 def rank_line(average: Mapping[str, float], apart: float | None, highlight: str | None = None) -> str:
     """A critical-difference diagram (Demsar 2006): average ranks on a line, bars over those that are not told apart."""
-    order = sorted(average, key=average.get)
+    order = sorted(average, key=lambda label: average[label])
     values = [average[label] for label in order]
     groups = _joined(values, apart) if apart is not None else []
     half = -(-len(order) // 2)
@@ -174,19 +176,19 @@ def space_map(points: np.ndarray, groups: Mapping[str, Sequence[str]]) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=(5.4 * len(groups), 5.4))
         for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups.items()):
-            names = np.asarray(names)
-            values, counts = np.unique(names, return_counts=True)
+            categories = np.asarray(names)
+            values, counts = np.unique(categories, return_counts=True)
             shown = values[np.argsort(-counts)][: len(COLOURS)]
-            rest = ~np.isin(names, shown)
+            rest = ~np.isin(categories, shown)
             axes.scatter(*points[rest].T, s=5, color=FAINT, alpha=0.35, lw=0)
             for colour, name in zip(COLOURS, shown):
-                axes.scatter(*points[names == name].T, s=6, color=colour, alpha=0.75, lw=0, label=name)
+                axes.scatter(*points[categories == name].T, s=6, color=colour, alpha=0.75, lw=0, label=name)
             axes.set_title(title)
             axes.set_axis_off()
             columns = 4
             axes.legend(markerscale=2.5, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0))
         figure.subplots_adjust(wspace=0.03)
         # The map is a bitmap, so its text cannot follow the page; a mid grey reads on both.
-        for text in figure.findobj(match=lambda artist: hasattr(artist, "set_color") and hasattr(artist, "get_text")):
+        for text in figure.findobj(Text):
             text.set_color(FAINT)
         return as_png(figure, "map of the space: " + ", ".join(groups))
