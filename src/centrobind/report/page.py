@@ -89,7 +89,9 @@ def curves_section(logs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Map
                 series[label] = (colours[label], [step for step, _ in points], [value for _, value in points])
         if series:
             pictures.append(figure(plots.curves(series, title, "step", up)))
-    note = "Losses of different objectives are not comparable: a centroid that contains its target modality is easy to match."
+    note = (
+        "Losses of different objectives do not compare: a centroid that contains its target modality is easy to match."
+    )
     return section("How they learned", "<div class='beside'>", *pictures, "</div>", paragraph(note, "note"))
 
 
