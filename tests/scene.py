@@ -55,8 +55,11 @@ class Answer:
         return json.loads(self.body)
 
 
-def ask(app, method, path, body=b"", *, headers=None, pieces=None, wait=0.0) -> Answer:
-    """One request through an ASGI application; `pieces` send the body bit by bit, `wait` seconds before each."""
+def ask(app, method, path, body=b"", *, headers=None, more=(), pieces=None, wait=0.0) -> Answer:
+    """One request through an ASGI application; `pieces` send the body bit by bit, `wait` seconds before each.
+
+    `more` are headers beside those that there are already, of the same name too.
+    """
     if not isinstance(body, bytes):
         body, headers = json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})}
     path, _, query = path.partition("?")
@@ -73,7 +76,9 @@ def ask(app, method, path, body=b"", *, headers=None, pieces=None, wait=0.0) -> 
         "root_path": "",
         "scheme": "http",
         "server": ("localhost", 8000),
-        "headers": [(name.lower().encode(), value.encode()) for name, value in given.items() if value is not None],
+        "headers": [
+            (name.lower().encode(), value.encode()) for name, value in [*given.items(), *more] if value is not None
+        ],
     }
     pending = list(pieces) if pieces is not None else [body]
     said = []

@@ -31,7 +31,7 @@ ORDER = {
     "index": "engine topk segments exact lance opening asking",
     "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",
     "arena": "contenders plan trials schedule standings pages demo",
-    "serve": "values gallery guard description api app",
+    "serve": "values gallery access guard connection description api app",
     "cli": "show search serve main",
     "__main__": "",
 }

@@ -7,30 +7,38 @@ import json
 import os
 import signal
 import socket
+import string
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from centrobind.arena import demo
 from centrobind.binder.binder import build_binder
 from centrobind.binder.checkpoint import save
+from centrobind.cli.main import app as command_line
 from centrobind.data import write_store
 from centrobind.errors import DataError, ExtraError, RunError, StoreError
 from centrobind.evaluation.metrics import retrieval
-from centrobind.serve.app import is_loopback, listen, make_app
+from centrobind.serve.access import is_loopback
+from centrobind.serve.app import listen, make_app
+from centrobind.serve.connection import Deadlines
 from centrobind.serve.gallery import Part, open_gallery
 from centrobind.serve.guard import Bounds, Guard
 from centrobind.training.config import check_config
 from centrobind.training.fit import run_config
 from conftest import mixed_samples
 from scene import ask, form
+
+TOKEN = "0123456789abcdef"
 
 for package in ("starlette", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="needs the extra: pip install 'centrobind[serve]'")
@@ -408,7 +416,7 @@ def test_beyond_loopback_a_token_is_needed(world):
     _, gallery, _ = world
     with pytest.raises(RunError, match="token"):
         make_app(gallery, host="0.0.0.0")
-    app = make_app(gallery, host="0.0.0.0", token="s3cret")
+    app = make_app(gallery, host="0.0.0.0", token=TOKEN)
     for headers in (
         {},
         {"authorization": "Bearer wrong"},
@@ -416,10 +424,10 @@ def test_beyond_loopback_a_token_is_needed(world):
         {"cookie": "centrobind_token=no"},
         {"cookie": "\x01=;;="},
     ):
-        for path in ("/", "/static/page.js", "/api/about", "/nowhere", "/?token=wrong", "/api/about?token=s3cret"):
+        for path in ("/", "/static/page.js", "/api/about", "/nowhere", "/?token=wrong", f"/api/about?token={TOKEN}"):
             assert ask(app, "GET", path, headers=headers).status == 401, (headers, path)
-    assert ask(app, "GET", "/api/about", headers={"authorization": "Bearer s3cret"}).status == 200
-    entered = ask(app, "GET", "/?token=s3cret", headers={"host": "any.name"})
+    assert ask(app, "GET", "/api/about", headers={"authorization": f"Bearer {TOKEN}"}).status == 200
+    entered = ask(app, "GET", f"/?token={TOKEN}", headers={"host": "any.name"})
     assert entered.status == 303 and entered.headers["location"] == "/"
     cookie = entered.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
@@ -428,6 +436,127 @@ def test_beyond_loopback_a_token_is_needed(world):
         is_loopback(host)
         for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example.org")
     ] == [True] * 4 + [False] * 4
+
+
+CAN_BE_IN_A_COOKIE = string.ascii_letters + string.digits + "!#$%&'()*+-./:<=>?@[]^_`{|}~"  # RFC 6265, cookie-octet
+
+
+def test_a_token_that_protects_nothing_is_refused_however_it_is_given(world):
+    _, gallery, app = world
+    broken = ["", " ", "a", "0123456789abcde", *(f"{TOKEN}{c}" for c in '\r\n\0 ;,\\"é☃\x7f\t\ud800')]
+    for token in broken:
+        for give in (
+            lambda: Guard(app, None, token),
+            lambda: make_app(gallery, token=token),
+            lambda: make_app(gallery, host="0.0.0.0", token=token),
+            lambda: listen(gallery, port=0, token=token),
+            lambda: listen(gallery, host="::1", port=0, token=token),
+        ):
+            with pytest.raises(RunError, match="^token: ") as refused:
+                give()
+            assert len(token) < 3 or token not in str(refused.value), "a log must not learn it"
+
+
+@pytest.mark.parametrize("option", ["--token", "CENTROBIND_TOKEN"])
+def test_the_command_line_refuses_a_token_that_protects_nothing(world, option, monkeypatch):
+    folder, _, _ = world
+    monkeypatch.chdir(folder)
+    command = ["serve", "binder.safetensors", "store", "--host", "0.0.0.0", "--port", "0"]
+    given = {"env": {option: "secret"}} if option.isupper() else {}
+    said = CliRunner().invoke(command_line, [*command, *([] if option.isupper() else [option, ""])], **given)
+    assert isinstance(said.exception, RunError) and "at least 16 characters" in str(said.exception)
+
+
+def test_every_token_that_is_taken_opens_the_page(world):
+    """Through the printed address, the cookie it sets, and the header for programs."""
+    _, gallery, _ = world
+    for character in map(chr, range(33, 127)):
+        token = f"{TOKEN}{character}{TOKEN}"
+        if character not in CAN_BE_IN_A_COOKIE:
+            with pytest.raises(RunError, match=f"U\\+00{ord(character):02X}"):
+                make_app(gallery, token=token)
+            continue
+        listening = listen(gallery, port=0, token=token)
+        listening.listener.close()
+        app = listening.server.config.app
+        entered = ask(app, "GET", listening.address[listening.address.index("/", 8) :])
+        assert entered.status == 303, character
+        cookie = entered.headers["set-cookie"].partition(";")[0]
+        assert ask(app, "GET", "/api/about", headers={"cookie": f"a=b; {cookie}"}).status == 200, character
+        assert ask(app, "GET", "/api/about", headers={"authorization": f"bearer {token}"}).status == 200, character
+        assert ask(app, "GET", "/api/about", headers={"authorization": token}).status == 401, character
+
+
+def test_hosts_are_compared_as_names_and_not_as_letters(world):
+    _, gallery, _ = world
+    for given, sent in (
+        ("Example.COM", "example.com"),
+        ("example.com", "EXAMPLE.com:8000"),
+        ("example.com:8080", "example.com:8080"),
+        ("example.com.", "example.com"),
+        ("fd00::1", "[fd00::1]:8000"),
+        ("[fd00:0:0::1]", "[FD00::0:1]"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("10.0.0.7", "10.0.0.7:80"),
+    ):
+        app = make_app(gallery, allow=[given])
+        assert ask(app, "GET", "/api/about", headers={"host": sent}).status == 200, (given, sent)
+        for other in ("evil.example", f"{sent}.evil.example", f"evil@{sent}", f"{sent}:x", f"{sent}:99999", f"{sent} "):
+            assert ask(app, "GET", "/api/about", headers={"host": other}).status == 421, (given, other)
+    app = make_app(gallery, host="fd00::7", token=TOKEN)
+    known = {"authorization": f"Bearer {TOKEN}"}
+    assert ask(app, "GET", "/api/about", headers={"host": "[fd00::7]:8000", **known}).status == 200
+    for nonsense in ("", " ", "a b", "http://a", "*", "[::1", "a" * 300, "a/b", "\0"):
+        with pytest.raises(RunError, match="--allow-host"):
+            make_app(gallery, allow=[nonsense])
+    with pytest.raises(RunError, match="--host"):
+        make_app(gallery, host="", token=TOKEN)
+
+
+def test_a_request_that_can_be_read_in_two_ways_is_refused(world):
+    """Such as its end by its length and by its chunks, which a proxy in front may take the other way."""
+    _, _, app = world
+    query = json.dumps({"query": [{"id": "1"}]}).encode()
+    headers = {"content-type": "application/json", "transfer-encoding": "chunked"}
+    assert ask(app, "POST", "/api/search", query, headers=headers).status == 400
+    for name in ("host", "Origin", "authorization", "content-length", "content-type", "transfer-encoding"):
+        twice = ask(app, "GET", "/api/about", more=[(name, "localhost"), (name, "localhost")])
+        assert twice.status == 400 and "twice" in twice.json()["error"] and twice.headers["connection"] == "close", name
+
+
+def test_slow_bodies_take_no_place_from_others(world):
+    """Many bodies that begin and do not go on, one that is large: it gets through, and they get 408."""
+    _, gallery, _ = world
+    guard = make_app(gallery, bounds=Bounds(uploads=2, receive=5, pace=0.1))
+    large = json.dumps({"query": [{"id": "1"}]}).encode() + b" " * 300_000
+    statuses = []
+
+    async def one(pieces, pause):
+        async def receive():
+            piece = pieces.pop(0)
+            if piece is None:
+                await asyncio.sleep(3600)
+            return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        await asyncio.sleep(pause)
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "headers": headers}
+        await guard(scope, receive, send)
+
+    async def all_of_them():
+        slow = [one([b"a" * 70_000, None], 0) for _ in range(8)]
+        slower = [one([b"a", None], 0) for _ in range(8)]
+        patient = asyncio.gather(*slow, *slower)
+        await one([large[:100_000], large[100_000:]], 0.05)
+        assert statuses[-1] == 200 and len(statuses) < 16
+        await patient
+
+    asyncio.run(all_of_them())
+    assert sorted(statuses) == [200] + [408] * 16
 
 
 def test_bodies_have_bounds(world):
@@ -459,7 +588,9 @@ def test_large_bodies_wait_for_each_other_and_the_place_is_given_back():
 
     async def one(gone):
         async def receive():
-            return {"type": "http.disconnect"} if gone else {"type": "http.request", "body": b"a"}
+            if gone:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": b"a" * 100_000}
 
         async def send(message):
             if message["type"] == "http.response.start":
@@ -535,8 +666,6 @@ def test_what_cannot_be_served_is_said(world, tmp_path, monkeypatch):
 
 
 def test_the_demo_says_how_to_look_at_it(monkeypatch, tmp_path):
-    from typer.testing import CliRunner
-
     from centrobind.cli import main
 
     made, served = {"rows": [], "sentence": "", "verdicts": []}, []
@@ -552,17 +681,125 @@ def test_the_demo_says_how_to_look_at_it(monkeypatch, tmp_path):
 # ---- a real socket ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def running(world):
+@contextmanager
+def serving(gallery, **options):
     """A server in a thread."""
-    _, gallery, _ = world
-    listening = listen(gallery, port=0)
+    listening = listen(gallery, port=0, **options)
     thread = threading.Thread(target=lambda: asyncio.run(listening.run()))
     thread.start()
-    yield urlsplit(listening.address)
-    listening.server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+    try:
+        yield urlsplit(listening.address)
+    finally:
+        listening.server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+GET = b"GET /static/icon.svg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEAD = GET[:-4]  # one that goes on
+
+
+def cut_off(address, before, trickle, *, read=True):
+    """Whether a connection that sends `before`, then the bytes of `trickle` one by one, is cut off before they end."""
+    with socket.create_connection((address.hostname, address.port), timeout=10) as line:
+        line.sendall(before)
+        line.settimeout(0.02)
+        for _ in range(trickle):
+            try:
+                line.sendall(b"x")
+                if read and not line.recv(65536):
+                    return True
+            except TimeoutError:
+                continue
+            except OSError:
+                return True
+            if not read:
+                time.sleep(0.02)
+    return False
+
+
+def test_a_head_has_a_deadline_and_so_has_the_next_one(world):
+    _, gallery, _ = world
+    quick = Deadlines(head=0.3, exchange=0.6, reading=0.6)
+    with serving(gallery, token=TOKEN, deadlines=quick) as address:
+        known = GET[:-2] + f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+        announced = b"Content-Type: text/plain\r\nContent-Length: 100000\r\n\r\n"
+        for name, before in {
+            "nothing": b"",
+            "the first head": HEAD,
+            "the second head": known + HEAD,
+            "the second head, late": known + known + b"GE",
+            "no token, then another head": GET + HEAD,
+            "no token, then a body that nobody reads": b"POST / HTTP/1.1\r\nHost: localhost\r\n" + announced,
+            "a body": known.replace(b"GET", b"POST")[:-2] + announced,
+        }.items():
+            assert cut_off(address, before, 400), name
+        line = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+        line.connect()
+        held = line.sock
+        for _ in range(20):  # for longer than a head may take: a client that goes on asking is not cut off
+            line.request("GET", "/static/icon.svg", headers={"authorization": f"Bearer {TOKEN}"})
+            assert len(line.getresponse().read()) > 100 and line.sock is held
+            time.sleep(0.05)
+        line.close()
+
+
+def test_a_request_may_take_longer_than_its_head(world):
+    query = json.dumps({"query": [{"id": "1"}]}).encode()
+    head = f"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(query)}"
+    with (
+        serving(world[1], deadlines=Deadlines(head=0.2, exchange=60)) as address,
+        socket.create_connection((address.hostname, address.port), timeout=60) as line,
+    ):
+        line.sendall(head.encode() + b"\r\n\r\n")
+        time.sleep(0.5)
+        line.sendall(query)
+        assert line.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_an_answer_that_nobody_reads_is_given_up(world):
+    _, gallery, _ = world
+    ask_much = b"GET /api/points HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4000
+    quick = Deadlines(head=0.3, exchange=0.6, reading=0.6)
+    with (
+        serving(gallery, deadlines=quick) as address,
+        socket.create_connection((address.hostname, address.port), timeout=10) as line,
+    ):
+        line.setblocking(False)
+        pending = ask_much
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            try:
+                pending = pending[line.send(pending) :] or ask_much
+            except BlockingIOError:
+                time.sleep(0.02)
+            except OSError:
+                return
+    raise AssertionError("a client that reads nothing kept its connection")
+
+
+def test_one_request_is_answered_once(world):
+    """A body whose end can be read in two ways holds another request in one of them."""
+    _, gallery, _ = world
+    smuggled = b"0\r\n\r\n" + GET
+    head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serving(gallery) as address:
+        for both in (
+            b"Content-Length: 4\r\nTransfer-Encoding: chunked",
+            b"Transfer-Encoding: chunked\r\nContent-Length: 6",
+        ):
+            with socket.create_connection((address.hostname, address.port), timeout=10) as line:
+                line.sendall(head + both + b"\r\n\r\n" + smuggled)
+                said = b""
+                while more := line.recv(65536):
+                    said += more
+            assert said.startswith(b"HTTP/1.1 400") and said.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.fixture
+def running(world):
+    with serving(world[1]) as address:
+        yield address
 
 
 def test_64_clients_at_once(running):

@@ -1,4 +1,4 @@
-"""Ten thousand broken stores and checkpoints, and what opening them does.
+"""Ten thousand broken stores, checkpoints, tokens and requests, and what becomes of them.
 
     python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json       (make fuzz)
 
@@ -7,7 +7,7 @@ cut or added, a hostile value in its JSON (with sizes and checksums made to fit 
 check), an .npy header that lies, a pickle or a link in the place of a file. It is opened and, if it opens, read to the
 end. The only errors may be our own. An audit hook sees every file that Python opens and every class that a pickle asks
 for: nothing outside the folder may be touched. (safetensors opens files from Rust, where no hook sees it: one file,
-named by us.)
+named by us.) Tokens and requests are in fuzz_requests.py.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from centrobind.training.optimizer import make_optimizer
 from centrobind.training.replay import replay
 from centrobind.training.run_folder import RunFolder
 from centrobind.training.state import Best, TrainingState
+from chaos import fuzz_requests
 
 HOSTILE = [
     "../../etc/passwd", "/etc/passwd", "..", "", "x" * 5000, "\0", "\ud800", "vector", "text", "image", "mlp", "custom",
@@ -157,6 +158,7 @@ def make_sound(folder: Path) -> None:
         train(broken, LeaveOneOut(), learn, None, settings, run=stopped)
     os.replace(folder / "stopped" / "nonfinite.safetensors", folder / "run" / "nonfinite.safetensors")
     shutil.rmtree(folder / "stopped")
+    fuzz_requests.make_sound(folder / "request")
 
 
 def small_binder(samples: Samples) -> Any:
@@ -366,6 +368,8 @@ WAYS: dict[str, tuple[str, Callable[[Path, random.Random], None], Callable[[Path
     "checkpoint: header": ("run", break_run_header, use_run),
     "checkpoint: state, checksum fits": ("run", break_run_state, use_run),
     "checkpoint: tensors, checksum fits": ("run", break_run_tensors, use_run),
+    "server: tokens": ("request", fuzz_requests.break_token, fuzz_requests.use_request),
+    "server: heads of requests": ("request", fuzz_requests.break_head, fuzz_requests.use_request),
 }
 
 
@@ -380,6 +384,7 @@ def fuzz(folder: Path, cases: int, seed: int = 0) -> dict[str, Any]:
     make_sound(sound)
     use_store(sound / "store")  # everything that is imported when first used is imported now
     use_run(sound / "run")
+    fuzz_requests.use_request(sound / "request")
     np.save(folder / "canary.npy", np.ones((24, 3), np.float32))
     watch = Watch(inside)
     counts = {way: Counter() for way in WAYS}

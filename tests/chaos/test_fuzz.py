@@ -11,9 +11,9 @@ from chaos.process import python
 
 
 def test_broken_stores_and_checkpoints_end_in_our_own_errors(tmp_path):
-    python("-m", "chaos.fuzz", "--cases", 320, "--seed", 7, "--out", tmp_path / "fuzz.json")
+    python("-m", "chaos.fuzz", "--cases", 40 * len(fuzz.WAYS), "--seed", 7, "--out", tmp_path / "fuzz.json")
     found = json.loads((tmp_path / "fuzz.json").read_text())
-    assert (found["cases"], found["crashed"], found["unpickled"], found["outside"]) == (320, 0, 0, 0)
+    assert [found[key] for key in ("crashed", "unpickled", "outside")] == [0, 0, 0]
     assert set(found["ways"]) == set(fuzz.WAYS)
     for way, counts in found["ways"].items():
         assert counts["refused"] > 0 and counts["refused"] + counts["opened"] == 40, way

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 import signal
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from centrobind.errors import RunError
 from centrobind.extras import extra
+from centrobind.serve.access import allowed_name, is_everywhere, is_loopback
 from centrobind.serve.gallery import Gallery
 from centrobind.serve.guard import LOOPBACK, Bounds, Guard
 
+if TYPE_CHECKING:
+    from centrobind.serve.connection import Deadlines
+
 CONNECTIONS = 256  # at a time; more are told to come back (503)
-HEAD_SECONDS = 10.0  # for a new connection to say what it wants
-EVERYWHERE = ("0.0.0.0", "::")
 STOP_SECONDS = 15  # for requests in flight when the server is told to stop
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def needed() -> None:
@@ -49,21 +41,25 @@ def make_app(
 ) -> Guard:
     """The ASGI application for `host`: guarded against other names than its own and, with a token, other people.
 
-    Raises ExtraError without starlette, RunError for an address that others can reach and no token.
+    Raises ExtraError without starlette, RunError for an address that others can reach and no token, or a token that
+    protects nothing.
     """
     needed()
     from centrobind.serve.api import make_api
 
     if token is None and not is_loopback(host):
         raise RunError(f"{host} can be reached from other machines; that needs a token")
-    names = frozenset(LOOPBACK) | {host, *allow}
-    # Nobody can list the names of this machine: for who listens on all of them, the token has to do.
-    return Guard(make_api(gallery), None if host in EVERYWHERE and not allow else names, token, bounds or Bounds())
+    names = frozenset(LOOPBACK) | {
+        allowed_name(host, "--host"),
+        *(allowed_name(name, "--allow-host") for name in allow),
+    }
+    # Nobody can list the names of this machine: where all of its addresses are listened on, the token has to do.
+    return Guard(make_api(gallery), None if is_everywhere(host) and not allow else names, token, bounds or Bounds())
 
 
 @dataclass(frozen=True)
 class Listening:
-    """A server whose socket is open already: who knows its address can connect, and waits until it runs."""
+    """A server whose socket is open already: clients that know its address can connect, and wait until it runs."""
 
     server: Any  # uvicorn.Server
     listener: socket.socket
@@ -82,21 +78,27 @@ def listen(
     token: str | None = None,
     allow: Sequence[str] = (),
     bounds: Bounds | None = None,
+    deadlines: Deadlines | None = None,
 ) -> Listening:
-    """A server for a gallery; `port` 0 takes a free one, and beyond loopback a token is made up where none is given.
+    """A server for a gallery; `port` 0 takes a free one; beyond loopback a random token is made if none is given.
 
-    Raises RunError for a port that is taken, ExtraError without the extra.
+    Raises RunError for a port that is taken, a host that is none or a token that does not protect, ExtraError without
+    the extra.
     """
     needed()
     import uvicorn
 
+    from centrobind.serve.connection import Connection, Deadlines
+
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
     app = make_app(gallery, host=host, token=token, allow=allow, bounds=bounds)
+    # A body and its answer may take `Bounds.answer`; the connection is there to say so for some seconds more.
+    deadlines = deadlines or Deadlines(exchange=(bounds or Bounds()).answer + 30)
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
-        http=_protocol(),
+        http=type("Connection", (Connection,), {"deadlines": deadlines}),
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -105,8 +107,9 @@ def listen(
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    shown = "localhost" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listener.getsockname()[1]}/" + ("" if token is None else f"?token={token}")
+    shown = "localhost" if is_everywhere(host) else allowed_name(host, "--host")
+    secret = "" if token is None else f"?token={quote(token, safe='')}"
+    address = f"http://{shown}:{listener.getsockname()[1]}/{secret}"
     return Listening(uvicorn.Server(config), listener, address)
 
 
@@ -130,9 +133,8 @@ def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens from here on: whoever reads the printed address can use it at once."""
     listener = None
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -142,21 +144,3 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
         raise RunError(f"cannot listen on {host} port {port} ({error}); choose another with --port") from None
     return listener
-
-
-def _protocol() -> type:
-    """uvicorn's HTTP, that hangs up on who connects and says nothing: by itself it would wait for ever."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Protocol(H11Protocol):
-        """With a limit for the first request's head."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.loop.call_later(HEAD_SECONDS, self._hang_up_on_the_silent)
-
-        def _hang_up_on_the_silent(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
-                self.transport.close()
-
-    return Protocol

@@ -6,21 +6,21 @@ Plain ASGI around the whole application, so that no route can be forgotten.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+from centrobind.serve.access import COOKIE, checked_token, host_name, knows_token
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE = "centrobind_token"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Scripts and styles only from our own files: a text or a label of somebody's data can never become code.
 PAGE_POLICY = (
@@ -37,6 +37,9 @@ HEADERS = {
     "cache-control": "no-store",
 }
 FAULT = "a fault of the server's; its log says which"
+# Twice with two values, one program may decide by the first and the next one by the last.
+DECIDING = frozenset({"authorization", "content-length", "content-type", "host", "origin", "transfer-encoding"})
+CLOSED_AFTER = frozenset({400, 401, 403, 408, 413, 421})  # the rest of the request is not read, nor another one
 log = logging.getLogger("centrobind.serve")
 
 
@@ -55,6 +58,7 @@ class Bounds:
     bytes: int = 2**24  # of a request's body
     uploads: int = 8  # bodies of more than SMALL bytes held at a time, others wait
     receive: float = 20.0  # seconds for a body to arrive, waiting included
+    pace: float = 2.0  # seconds for another SMALL bytes of a body that others may wait for
     answer: float = 60.0  # seconds for everything
 
 
@@ -65,8 +69,9 @@ SMALL = 2**16
 class Guard:
     """Wraps an ASGI application; see `Bounds` for the limits. Everything it refuses is JSON with an `error`.
 
-    `hosts`: names, without port, that a request may be addressed to; any other one is DNS rebinding or a mistake. None
-    allows all, for who listens on every address. `token`: what a client has to know, None = nothing.
+    `hosts`: names as `host_name` has them that a request may be addressed to; any other one is DNS rebinding or a
+    mistake. None allows all, for servers that listen on every address. `token`: what a client has to know, None =
+    nothing; RunError for one that does not protect.
     """
 
     app: App
@@ -74,6 +79,10 @@ class Guard:
     token: str | None = None
     bounds: Bounds = field(default_factory=Bounds)
     _uploads: asyncio.Semaphore | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            checked_token(self.token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,78 +115,75 @@ class Guard:
                 raise  # the client does not read: the connection is closed
             await say(answer, 503, f"no answer within {self.bounds.answer:.0f} seconds; ask for less, or later")
         except Exception:
-            log.exception("%s %s", scope["method"], scope["path"])
+            log.exception("%r", f"{scope['method']} {scope['path']}")  # quoted: a path can hold a terminal's commands
             if not started:
                 await say(answer, 500, FAULT)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the whole body before the handler runs, so that a slow or endless one costs nothing but its own time."""
-        headers = _headers(scope)
-        announced = headers.get("content-length", "0" if "transfer-encoding" not in headers else str(2**63))
-        size = int(announced) if announced.isdecimal() else 2**63
-        if "content-length" in headers and size > self.bounds.bytes:
+        announced = _headers(scope).get("content-length", "0")
+        size = int(announced) if announced.isdecimal() and announced.isascii() and len(announced) < 20 else 2**63
+        if size > self.bounds.bytes:
             raise Refused(413, f"a body of {size:,} bytes; at most {self.bounds.bytes:,} are taken")
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(self.bounds.receive):
+                    body = await self._body(receive, held)
+            except TimeoutError:
+                raise Refused(408, f"the body did not arrive within {self.bounds.receive:.0f} seconds") from None
+            await self.app(scope, _replayed(body, receive), send)
+
+    async def _body(self, receive: Receive, held: AsyncExitStack) -> bytes:
+        """All of a body. One of more than SMALL bytes takes a place among `uploads`, in `held`, and keeps a pace.
+
+        The place is taken when the bytes are there and not when they are announced: clients that announce much and
+        send nothing would keep all others waiting.
+        """
+        body = bytearray()
         if self._uploads is None:
             self._uploads = asyncio.Semaphore(self.bounds.uploads)
-        large = size > SMALL
-        try:
-            async with asyncio.timeout(self.bounds.receive):
-                if large:
-                    await self._uploads.acquire()
-                try:
-                    body = await self._body(receive)
-                except BaseException:
-                    if large:
-                        self._uploads.release()
-                    raise
-        except TimeoutError:
-            raise Refused(408, f"the body did not arrive within {self.bounds.receive:.0f} seconds") from None
-        try:
-            await self.app(scope, _replayed(body, receive), send)
-        finally:
-            if large:
-                self._uploads.release()
-
-    async def _body(self, receive: Receive) -> bytes:
-        body = bytearray()
+        loop = asyncio.get_running_loop()
+        until: float | None = None  # SMALL more bytes have to be there by then
         while True:
-            message = await receive()
+            before = len(body) // SMALL
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(408, f"less than {SMALL:,} bytes of the body in {self.bounds.pace:.0f} seconds") from None
             if message["type"] == "http.disconnect":
                 raise Refused(400, "the client went away")
             body += message.get("body", b"")
             if len(body) > self.bounds.bytes:
                 raise Refused(413, f"a body of more than the {self.bounds.bytes:,} bytes that are taken")
+            if len(body) > SMALL and until is None:
+                await held.enter_async_context(self._uploads)
+                until = loop.time() + self.bounds.pace
+            elif until is not None and len(body) // SMALL > before:
+                until = loop.time() + self.bounds.pace
             if not message.get("more_body", False):
                 return bytes(body)
 
     def _check(self, scope: Scope) -> None:
         headers = _headers(scope)
         host = headers.get("host", "")
-        if self.hosts is not None and _without_port(host) not in self.hosts:
+        if self.hosts is not None and host_name(host) not in self.hosts:
             raise Refused(
                 421, f"addressed to {host[:80]!r}; this server answers to {sorted(self.hosts)}, see --allow-host"
             )
         origin = headers.get("origin")
-        if scope["method"] != "GET" and origin is not None and urlsplit(origin).netloc != host:
+        if scope["method"] != "GET" and origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise Refused(403, f"sent by a page of {origin[:80]!r}; only pages of this server may")
-        if self.token is not None and not self._knows(scope, headers):
+        asked = _asked(scope).get("token", []) if scope["path"] == "/" else []
+        if self.token is not None and not knows_token(self.token, headers, asked):
             raise Refused(
                 401,
                 "expected the token: open the address that `centrobind serve` printed, "
                 "or send the header Authorization: Bearer TOKEN",
             )
 
-    def _knows(self, scope: Scope, headers: Mapping[str, str]) -> bool:
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            cookie = None
-        said = [headers.get("authorization", "").removeprefix("Bearer "), "" if cookie is None else cookie.value]
-        said += _asked(scope).get("token", []) if scope["path"] == "/" else []
-        return any(hmac.compare_digest(one.encode(), self.token.encode()) for one in said)
-
     def _login(self, scope: Scope) -> str | None:
-        """Where to go on without the token in the address, once it is in a cookie."""
+        """Where the browser goes without the token in the address, once it is in a cookie."""
         if self.token is not None and scope["path"] == "/" and "token" in _asked(scope):
             return "/"
         return None
@@ -188,11 +194,16 @@ def _asked(scope: Scope) -> dict[str, list[str]]:
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-
-
-def _without_port(host: str) -> str:
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0].lower()
+    """The headers of a request; Refused (400) for those that two programs could read in two ways."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").lower()
+        if key in headers and key in DECIDING:
+            raise Refused(400, f"the header {key} is there twice")
+        headers[key] = value.decode("latin-1")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Refused(400, "content-length together with transfer-encoding: where the body ends is not clear")
+    return headers
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -209,8 +220,8 @@ async def say(send: Send, status: int, reason: str) -> None:
     """An error as every error is said: JSON with the reason."""
     body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    if status in CLOSED_AFTER:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
