@@ -51,7 +51,7 @@ def difference(both: np.ndarray, one: np.ndarray, draw: np.random.Generator) -> 
     return found
 
 
-def two_for_one(index: cb.Index, test: list[str]) -> list[dict[str, Any]]:
+def two_for_one(index: cb.index.Index, test: list[str]) -> list[dict[str, Any]]:
     draw, emb, match = np.random.default_rng(0), index.embeddings(test), torch.arange(len(test))
     rows = []
     for want in index.modalities:
@@ -78,7 +78,7 @@ def two_for_one(index: cb.Index, test: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def negation(binder: cb.Binder, index: cb.Index, names: dict[str, str]) -> list[dict[str, Any]]:
+def negation(binder: cb.Binder, index: cb.index.Index, names: dict[str, str]) -> list[dict[str, Any]]:
     words = {one: split_words(name) for one, name in names.items()}
     common = sorted(word for word in {*itertools.chain(*words.values())} if word.isalpha())
     rows = []

@@ -141,7 +141,7 @@ FAMILIES: Mapping[str, Family] = {
         "XOR: any two modalities are independent",
         "bits",
         (2, 4, 6, 8),
-        lambda value, seed: cb.xor(SAMPLES, bits=value, seed=seed),
+        lambda value, seed: cb.data.xor(SAMPLES, bits=value, seed=seed),
         {"native": "one from the two others, by the objective's own score", "mean": "mean recall@1 of pairs"},
         chosen_by="native",
     ),
@@ -197,7 +197,7 @@ def work(families: Sequence[str], seeds: int) -> dict[str, Any]:
             try:
                 made = run(FAMILIES[family], value, OBJECTIVES[label], temperature, seed)
                 rows[key] = {split: {k: round(v, 5) for k, v in found.items()} for split, found in made.items()}
-            except cb.DataError as error:  # joint objectives need samples that have every modality
+            except cb.errors.DataError as error:  # joint objectives need samples that have every modality
                 rows[key] = {"error": str(error)}
             RESULTS.write_text(json.dumps(rows, indent=0) + "\n")
         return rows[key]

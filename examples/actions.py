@@ -46,10 +46,10 @@ def main() -> None:
 
     manifest = unpack(given.npz, given.folder / "files")
     readings = {"accel": "series:64", "gyro": "series:64", "skeleton": "series:24"}
-    chunks = cb.read_chunks(manifest, modalities=["skeleton", "accel", "gyro", "depth"], readings=readings)
+    chunks = cb.data.read_chunks(manifest, modalities=["skeleton", "accel", "gyro", "depth"], readings=readings)
     samples = cb.open_store(cb.write_store(given.folder / "store", chunks, replace=True))
     print(samples)
-    train, valid = cb.train_and_valid(samples, valid=0.25, seed=given.seed)  # one of the four people
+    train, valid = cb.data.train_and_valid(samples, valid=0.25, seed=given.seed)  # one of the four people
     binder = cb.fit(train, valid=valid, dim=64, steps=given.steps, seed=given.seed)
     found = scores_of(binder, samples)
     print(found)

@@ -16,6 +16,7 @@ from PIL import Image
 from scores import add_scores, scores_of
 
 import centrobind as cb
+from centrobind.binder.features import featurize_store
 
 DRAWINGS, NAMES = ("noto", "twemoji", "fluent"), ("name_en", "name_es")
 
@@ -59,13 +60,13 @@ def main() -> None:
 
     manifest = unpack(given.npz, given.folder / "files")
     readings = dict.fromkeys(DRAWINGS, "image:32x32x3")
-    cb.write_store(given.folder / "store", cb.read_chunks(manifest, readings=readings), replace=True)
+    cb.write_store(given.folder / "store", cb.data.read_chunks(manifest, readings=readings), replace=True)
     store = given.folder / "store"
     if given.pretrained:
         here = Path(__file__).with_name("pip_weights.py")
         extractors = dict.fromkeys(DRAWINGS, f"{here}:efficientnet_lite0_at_128")
         extractors |= dict.fromkeys(NAMES, f"{here}:minilm_features")
-        store = cb.featurize_store(store, given.folder / "features", extractors, force=True)
+        store = featurize_store(store, given.folder / "features", extractors, force=True)
     samples = cb.open_store(store)
     binder = cb.fit(samples, dim=64, steps=given.steps, seed=given.seed)
     found = scores_of(binder, samples)

@@ -18,6 +18,7 @@ import numpy as np
 from scores import add_scores, scores_of
 
 import centrobind as cb
+from centrobind.binder.features import featurize_store
 
 VOICES = [f"en-us+{variant}" for variant in ("m1", "m2", "m3", "m4", "m5", "m7", "f1", "f2", "f3", "f4", "f5", "m8")]
 UNHEARD = ("en-us+f5",)  # the test split
@@ -97,10 +98,10 @@ def main() -> None:
 
     manifest = speak(VOICES, SENTENCES[: given.sentences], given.folder / "files")
     readings = {"sound": "sound:300x64", "voice": "wave:48000"}
-    store = cb.write_store(given.folder / "store", cb.read_chunks(manifest, readings=readings), replace=True)
+    store = cb.write_store(given.folder / "store", cb.data.read_chunks(manifest, readings=readings), replace=True)
     here = Path(__file__).with_name("pip_weights.py")
     extractors = {"voice": f"{here}:resemblyzer", "text": f"{here}:minilm_features"}
-    samples = cb.open_store(cb.featurize_store(store, given.folder / "features", extractors, force=True))
+    samples = cb.open_store(featurize_store(store, given.folder / "features", extractors, force=True))
     sentence = np.array([int(name.split("_")[1]) for name in samples.ids[:]])
     seen = {"resemblyzer": samples.columns["voice"].values, "log-mel": samples.columns["sound"].values.mean(1)}
     found = {

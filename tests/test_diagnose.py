@@ -347,7 +347,7 @@ def test_what_does_not_fit_is_said(lost):
     with pytest.raises(DataError, match="new heads need two"):
         realigned(binder, alone.only(["m1"]), data)
     with pytest.raises(DataError, match="none of the modalities"):
-        embed_views(binder, cb.xor(20))
+        embed_views(binder, cb.data.xor(20))
 
 
 def test_the_command_prints_three_numbers_and_writes_json(world, capsys):  # noqa: F811

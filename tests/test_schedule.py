@@ -180,7 +180,7 @@ def test_killed_at_any_moment_it_goes_on_without_doing_anything_twice(folder, wh
 def test_a_signal_stops_it_and_is_no_failure_of_a_trial(folder, jobs):
     """Ctrl-C reaches every process of a terminal, and training answers it by stopping after its step."""
     (folder / "stops.py").write_text(
-        "import signal\nimport centrobind as cb\n\ndef once(views):\n    signal.raise_signal(signal.SIGTERM)\n    return cb.leave_one_out(views)\n"
+        "import signal\nimport centrobind as cb\n\ndef once(views):\n    signal.raise_signal(signal.SIGTERM)\n    return cb.anchors.leave_one_out(views)\n"
     )
     asked = config(folder, f"stopped{jobs}", objectives=[f"{folder / 'stops.py'}:once"], steps=3)
     arena = Arena(asked)

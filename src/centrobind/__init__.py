@@ -5,10 +5,52 @@ import centrobind as cb
 binder = cb.fit({"image": x1, "outline": x2, "name": x3}, objective="centrobind", dim=64)
 embeddings = binder.embed({"image": x1_test, "name": x3_test})
 cb.evaluate(embeddings, labels=y_test)
+
+What is used most has a name here; the rest is in its folder: `cb.objectives.GRAM`, `cb.data.read_chunks`,
+`cb.errors.DataError`, `from centrobind.binder.features import featurize`.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; a test keeps it equal to the table below
+    from centrobind import data as data
+    from centrobind import distributed as distributed
+    from centrobind import errors as errors
+    from centrobind import index as index
+    from centrobind import objectives as objectives
+    from centrobind import types as types
+    from centrobind.binder.binder import Binder as Binder
+    from centrobind.binder.checkpoint import load as load
+    from centrobind.binder.checkpoint import save as save
+    from centrobind.data import Samples as Samples
+    from centrobind.data import open_store as open_store
+    from centrobind.data import write_store as write_store
+    from centrobind.data.builtin import glyphs as glyphs
+    from centrobind.data.builtin import synthetic as synthetic
+    from centrobind.errors import CentrobindError as CentrobindError
+    from centrobind.errors import CentrobindWarning as CentrobindWarning
+    from centrobind.evaluation.diagnose import diagnose as diagnose
+    from centrobind.evaluation.evaluate import evaluate as evaluate
+    from centrobind.evaluation.metrics import retrieval as retrieval
+    from centrobind.index import build_index as build_index
+    from centrobind.index import open_index as open_index
+    from centrobind.index import query as query
+    from centrobind.objectives import OBJECTIVES as OBJECTIVES
+    from centrobind.objectives import AllPairs as AllPairs
+    from centrobind.objectives import AnchorInfoNCE as AnchorInfoNCE
+    from centrobind.objectives import CentroBind as CentroBind
+    from centrobind.objectives import FABind as FABind
+    from centrobind.objectives import LearnedCentroid as LearnedCentroid
+    from centrobind.objectives import LeaveOneOut as LeaveOneOut
+    from centrobind.objectives import Objective as Objective
+    from centrobind.objectives import RandomAnchor as RandomAnchor
+    from centrobind.objectives import Unimodal as Unimodal
+    from centrobind.objectives import WeightedCentroid as WeightedCentroid
+    from centrobind.objectives import anchors as anchors
+    from centrobind.training.config import TrainConfig as TrainConfig
+    from centrobind.training.fit import fit as fit
+    from centrobind.types import Embeddings as Embeddings
 
 __version__ = "0.1.0"
 
@@ -21,65 +63,40 @@ _PUBLIC = {
     "evaluate": "evaluation.evaluate",
     "diagnose": "evaluation.diagnose",
     "retrieval": "evaluation.metrics",
-    "geometry": "evaluation.metrics",
-    "save_embeddings": "binder.embedding",
-    "load_embeddings": "binder.embedding",
     "build_index": "index",
     "open_index": "index",
     "query": "index",
-    "Index": "index",
-    "Hits": "index",
-    "Embeddings": "types",
-    "Batch": "types",
-    "Binder": "binder.binder",
-    "Samples": "data",
     "open_store": "data",
     "write_store": "data",
-    "read_chunks": "data",
-    "dataset_chunks": "data",
-    "assign_splits": "data",
-    "featurize": "binder.features",
-    "featurize_store": "binder.features",
-    "train_and_valid": "data",
     "glyphs": "data.builtin",
     "synthetic": "data.builtin",
-    "xor": "data.builtin",
-    "replay": "training.replay",
-    "centroid": "objectives.anchors",
-    "leave_one_out": "objectives.anchors",
-    "fixed": "objectives.anchors",
-    "weighted": "objectives.anchors",
-    "random_modality": "objectives.anchors",
-    "own_view": "objectives.anchors",
-    "LearnedWeights": "objectives.anchors",
-    "OBJECTIVES": "objectives.table",
-    "Objective": "objectives.base",
-    "Loss": "objectives.base",
-    "AnchorInfoNCE": "objectives.anchored",
-    "CentroBind": "objectives.table",
-    "LeaveOneOut": "objectives.table",
-    "WeightedCentroid": "objectives.table",
-    "LearnedCentroid": "objectives.table",
-    "RandomAnchor": "objectives.table",
-    "FABind": "objectives.table",
-    "AllPairs": "objectives.anchored",
-    "Unimodal": "objectives.table",
-    "gather": "distributed",
-    "joined": "distributed",
+    "Samples": "data",
+    "Embeddings": "types",
+    "Binder": "binder.binder",
+    "TrainConfig": "training.config",
+    "OBJECTIVES": "objectives",
+    "Objective": "objectives",
+    "AnchorInfoNCE": "objectives",
+    "AllPairs": "objectives",
+    "CentroBind": "objectives",
+    "FABind": "objectives",
+    "LearnedCentroid": "objectives",
+    "LeaveOneOut": "objectives",
+    "RandomAnchor": "objectives",
+    "Unimodal": "objectives",
+    "WeightedCentroid": "objectives",
+    "anchors": "objectives",
     "CentrobindError": "errors",
-    "DataError": "errors",
-    "StoreError": "errors",
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "RunError": "errors",
-    "ExtraError": "errors",
     "CentrobindWarning": "errors",
 }
+_MODULES = ("data", "distributed", "errors", "index", "objectives", "types")  # those that pass their names on
 
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"centrobind.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'centrobind' has no attribute {name!r}")
     value = getattr(import_module(f"centrobind.{_PUBLIC[name]}"), name)
@@ -88,4 +105,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted({*globals(), *_PUBLIC, *_MODULES})

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class Binder(nn.Module):
         # x_: a ModuleDict refuses keys such as "type" or "pop", which are fair names for a modality.
         self._towers = nn.ModuleDict({f"x_{name}": tower for name, tower in towers.items()})
         self.dim = dim
+        self._fingerprint: tuple[object, str] | None = None  # of which weights it is, and what it is
 
     @property
     def towers(self) -> dict[str, Tower]:
@@ -130,12 +131,34 @@ class Binder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any weight: embeddings of different binders must not be mixed."""
+        """16 hex digits that change with any weight: embeddings of different binders must not be mixed.
+
+        Computed once and kept until weights change, because hashing 27 million takes half a second. torch counts the
+        changes of a tensor, but not those of fused optimizers, numpy and `.data`: a few numbers of each tensor are
+        compared too. A single number changed in such a way is noticed after `train()` or `eval()` only.
+        """
+        weights = tuple(
+            (value.data_ptr(), value._version, *value.detach().flatten()[:: value.numel() // 8 + 1].tolist())
+            for value in self.state_dict(keep_vars=True).values()
+        )
+        if self._fingerprint is None or self._fingerprint[0] != weights:
+            self._fingerprint = weights, self._digest()
+        return self._fingerprint[1]
+
+    def _digest(self) -> str:
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
+
+    def train(self, mode: bool = True) -> Self:
+        self._fingerprint = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # .to(), .double(), ...
+        self._fingerprint = None
+        return super()._apply(fn, recurse)
 
 
 def build_binder(

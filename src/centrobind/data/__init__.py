@@ -1,6 +1,7 @@
 """Data: the packed store, importers, splits and batches."""
 
 from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
+from centrobind.data.builtin import glyphs, synthetic, xor
 from centrobind.data.cells import BadCell, Reading
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples
@@ -30,11 +31,14 @@ __all__ = [
     "decode_sound",
     "decode_text",
     "decode_wave",
+    "glyphs",
     "inspect_samples",
     "log_mel",
     "open_store",
     "read_chunks",
     "record_chunks",
+    "synthetic",
     "train_and_valid",
     "write_store",
+    "xor",
 ]

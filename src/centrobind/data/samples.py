@@ -238,7 +238,9 @@ class Samples:
     def part(self, split: str) -> Samples:
         """The samples of one split; DataError if it is unknown or empty."""
         if self.split is None:
-            raise DataError(f"expected a split named {split!r}, got data without splits; see centrobind.assign_splits")
+            raise DataError(
+                f"expected a split named {split!r}, got data without splits; see centrobind.data.assign_splits"
+            )
         picked = self.split.where(split)
         if len(picked) == 0:
             raise DataError(f"split {split!r} is empty: none of the {len(self)} samples is in it")

@@ -4,7 +4,7 @@ Row m of the result is the anchor of modality m, and `present[m, i]` says whethe
 objective aligns with it, the anchor is made from the *views* (augmented embeddings where there are any), so
 that a modality never meets the very vector it is compared with. Absent embeddings are zeros, so sums skip them.
 
-A new anchor is a function like these, and a row in `objectives.OBJECTIVES`.
+A new anchor is a function like these, and a row in `objectives.OBJECTIVES` (see table).
 """
 
 from __future__ import annotations

@@ -64,6 +64,9 @@ class Temperature(nn.Module):
         """(1,)"""
         return self.log.exp()
 
+    def extra_repr(self) -> str:
+        return f"{self.log.exp().item():.4g}{', learned' if self.log.requires_grad else ''}"
+
     @torch.no_grad()
     def bound(self) -> None:
         self.log.clamp_(math.log(LOWEST), math.log(HIGHEST))

@@ -1,11 +1,12 @@
-"""The objectives by name: each a recipe of an anchor and a loss, and a row in the table. Plain nn.Modules.
+"""The objectives by name: each an anchor and a loss. Plain nn.Modules.
 
     loss = CentroBind(temperature=0.2)
     out = loss({"image": z1, "audio": z2}, views={"image": v1, "audio": v2}, present={"audio": has_audio})
     out.total.backward()
     out.parts["leak"]
 
-docs/objectives.md has their formulas, costs, known failures and sources.
+Similarities are divided by `temperature` (ConfigError outside .003 to 10); with `learn_temperature` that is where it
+starts. docs/objectives.md has formulas, costs, known failures and sources.
 """
 
 from __future__ import annotations
@@ -18,56 +19,80 @@ from centrobind.objectives.base import Objective
 from centrobind.objectives.joint import GRAM, OVAIB, PMRL, TRIANGLE, Symile
 
 
-def CentroBind(*, temperature: float = 0.2, learn_temperature: bool = False) -> Objective:
+class CentroBind(AnchorInfoNCE):
     """The paper's recipe: the anchor is the centroid of all modalities' augmented views (arXiv 2410.02086).
 
     It contains the embedding it attracts, so at a low or learned temperature it is solved by self-matching
     ("leak"); 0.2 keeps that in bounds.
     """
-    return AnchorInfoNCE(anchors.centroid, temperature=temperature, learn_temperature=learn_temperature)
+
+    def __init__(self, *, temperature: float = 0.2, learn_temperature: bool = False):
+        super().__init__(anchors.centroid, temperature=temperature, learn_temperature=learn_temperature)
 
 
-def LeaveOneOut(*, temperature: float = 0.07, learn_temperature: bool = False) -> Objective:
+class LeaveOneOut(AnchorInfoNCE):
     """The anchor of a modality is the centroid of the others' views: dynamic, and without leak."""
-    return AnchorInfoNCE(anchors.leave_one_out, temperature=temperature, learn_temperature=learn_temperature)
+
+    def __init__(self, *, temperature: float = 0.07, learn_temperature: bool = False):
+        super().__init__(anchors.leave_one_out, temperature=temperature, learn_temperature=learn_temperature)
 
 
-def WeightedCentroid(
-    *, weights: dict[str, float] | None = None, temperature: float = 0.2, learn_temperature: bool = False
-) -> Objective:
-    """A centroid in which modalities count differently, {"image": 2.0}; those not named count 1."""
-    return AnchorInfoNCE(anchors.weighted(weights or {}), temperature=temperature, learn_temperature=learn_temperature)
+class WeightedCentroid(AnchorInfoNCE):
+    """A centroid in which modalities count differently, {"image": 2.0}; those not named count 1.
+
+    DataError if a weight is negative or, in use, names a modality that is not there.
+    """
+
+    def __init__(
+        self, *, weights: dict[str, float] | None = None, temperature: float = 0.2, learn_temperature: bool = False
+    ):
+        anchor = anchors.weighted(weights or {})
+        super().__init__(anchor, temperature=temperature, learn_temperature=learn_temperature)
+        self.anchor_weights = dict(weights or {})
+
+    def extra_repr(self) -> str:
+        return f"weights={self.anchor_weights}"
 
 
-def LearnedCentroid(
-    *, modalities: tuple[str, ...], temperature: float = 0.2, learn_temperature: bool = False
-) -> Objective:
+class LearnedCentroid(AnchorInfoNCE):
     """A centroid whose weights are learned, one per modality (asked for by reviewers of the paper)."""
-    weights = anchors.LearnedWeights(len(modalities))
-    return AnchorInfoNCE(weights, temperature=temperature, learn_temperature=learn_temperature)
+
+    def __init__(self, *, modalities: tuple[str, ...], temperature: float = 0.2, learn_temperature: bool = False):
+        anchor = anchors.LearnedWeights(len(modalities))
+        super().__init__(anchor, temperature=temperature, learn_temperature=learn_temperature)
 
 
-def RandomAnchor(*, temperature: float = 0.07, learn_temperature: bool = False) -> Objective:
+class RandomAnchor(AnchorInfoNCE):
     """A modality drawn anew for every batch is the anchor of the others."""
-    return AnchorInfoNCE(anchors.random_modality, temperature=temperature, learn_temperature=learn_temperature)
+
+    def __init__(self, *, temperature: float = 0.07, learn_temperature: bool = False):
+        super().__init__(anchors.random_modality, temperature=temperature, learn_temperature=learn_temperature)
 
 
-def FABind(
-    *, anchor: str, frozen: bool = False, temperature: float = 0.07, learn_temperature: bool = False
-) -> Objective:
+class FABind(AnchorInfoNCE):
     """A fixed anchor modality, its encoder trained along or frozen as it came (ImageBind, Girdhar et al. 2023)."""
-    objective = AnchorInfoNCE(
-        anchors.fixed(anchor, frozen=frozen), temperature=temperature, learn_temperature=learn_temperature
-    )
-    objective.frozen = (anchor,) if frozen else ()
-    return objective
+
+    def __init__(
+        self, *, anchor: str, frozen: bool = False, temperature: float = 0.07, learn_temperature: bool = False
+    ):
+        function = anchors.fixed(anchor, frozen=frozen)
+        super().__init__(function, temperature=temperature, learn_temperature=learn_temperature)
+        self.anchor_modality = anchor
+        self.frozen = (anchor,) if frozen else ()
+
+    def extra_repr(self) -> str:
+        return f"anchor={self.anchor_modality!r}, frozen={bool(self.frozen)}"
 
 
-def Unimodal(*, temperature: float = 0.1, learn_temperature: bool = False) -> Objective:
+class Unimodal(AnchorInfoNCE):
     """Each modality with its own augmented view and nothing across (SimCLR); the floor for retrieval."""
-    return AnchorInfoNCE(anchors.own_view, temperature=temperature, learn_temperature=learn_temperature)
+
+    def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False):
+        super().__init__(anchors.own_view, temperature=temperature, learn_temperature=learn_temperature)
 
 
+# A new anchor is a function in anchors.py and a row here, `"median": partial(AnchorInfoNCE, anchors.median)`; or a
+# class, where it has options or a default temperature of its own. What a constructor takes is what a run.yaml takes.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "centrobind": CentroBind,
     "leave_one_out": LeaveOneOut,

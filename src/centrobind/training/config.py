@@ -55,6 +55,10 @@ class ModalityConfig(BaseModel):
         return None if self.encoder is None else {"encoder": self.encoder, **(self.__pydantic_extra__ or {})}
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Dim = Annotated[int, Field(ge=2, le=65536, description="of the common space")]
+
+
 class TrainConfig(Strict):
     """How long, how fast, and what is kept."""
 
@@ -105,13 +109,21 @@ def _objective_models() -> tuple[type[BaseModel], ...]:
 ObjectiveConfig = Annotated[Union[_objective_models()], Field(discriminator="name")]  # noqa: UP007
 
 
+class FitConfig(Strict):
+    """What `fit` takes beside the data and the settings of training."""
+
+    seed: Seed = 0
+    dim: Dim = 64
+    objective: ObjectiveConfig | None = Field(None, description="None: a module of the caller's own")
+
+
 class RunConfig(Strict):
     """A whole run: data, what to bind, how, and where the result goes."""
 
     data: str = Field(description="a store, or one of the built-in sets: glyphs, synthetic, xor")
     out: str = Field(description="the run's folder; made by the run")
-    seed: int = Field(0, ge=0, lt=2**31)
-    dim: int = Field(64, ge=2, le=65536, description="of the common space")
+    seed: Seed = 0
+    dim: Dim = 64
     modalities: dict[str, ModalityConfig] | None = Field(None, description="default: all in the data")
     objective: ObjectiveConfig
     train: TrainConfig = TrainConfig()
@@ -159,7 +171,12 @@ def load_checked(model: type[Checked], path: Path, overrides: Sequence[str] = ()
 
 def check_config(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """The same checks for a dict."""
-    return _checked(RunConfig, dict(values), where, {}, [])
+    return check(RunConfig, values, where)
+
+
+def check(model: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
+    """The same for a dict and any model of ours; `where` begins each line of the ConfigError."""
+    return _checked(model, dict(values), where, {}, [])
 
 
 def dump_config(config: BaseModel) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from torch import nn
 
@@ -18,11 +18,36 @@ from centrobind.distributed import team as our_team
 from centrobind.errors import ConfigError
 from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, progress, silent
-from centrobind.training.config import RunConfig, check_config, dump_config, load_config, make_objective
-from centrobind.training.loop import train
+from centrobind.training.config import (
+    FitConfig,
+    RunConfig,
+    TrainConfig,
+    check,
+    dump_config,
+    load_config,
+    make_objective,
+)
+from centrobind.training.loop import train as run_training
 from centrobind.training.run_folder import RunFolder
 
 OBJECTIVE = "objective/"  # prefix of what an objective learned, in a checkpoint of training
+
+
+class TrainOptions(TypedDict, total=False):
+    """The settings of TrainConfig as keywords, but those of a run's folder, of which `fit` has none."""
+
+    steps: int
+    batch_size: int | None
+    chunk: int | None
+    shard: bool
+    lr: float
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    augment: float
+    precision: Literal["auto", "fp32", "bf16"]
+    validate_every: int | None
+    keep: Literal["best", "last"]
 
 
 def fit(
@@ -33,44 +58,46 @@ def fit(
     present: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     encoders: Mapping[str, str | Mapping[str, Any] | nn.Module] | None = None,
-    valid: Samples | Mapping[str, Any] | None = None,
-    steps: int = 1000,
-    batch_size: int | None = None,
-    lr: float = 2e-3,
-    augment: float = 1.0,
+    valid: Samples | Mapping[str, Any] | float | None = None,
     seed: int = 0,
     show_progress: bool = True,
+    train: TrainConfig | None = None,
+    **settings: Unpack[TrainOptions],
 ) -> Binder:
     """Train a binder on paired data: one array or list per modality, row i the same thing everywhere.
 
     `data`: arrays (N, ...), strings, or lists with None where a modality is missing (or bool `present[m]`).
     `objective`: a name from `centrobind.OBJECTIVES`, {"name": "fabind", "anchor": "image"}, or a module.
-    `valid`: what to choose the best weights on; default a tenth of the data (of its train split, if it has one).
-    `augment`: strength of the augmented views, 0 = none. For all settings there are, use a YAML and `centrobind
-    train`. Raises DataError or ConfigError, before the first step where it can.
+    `valid`: what to choose the best weights on, or which part of the data (of its train split, if it has one) to set
+    aside for it; default a tenth.
+    Settings of training are keywords (steps, batch_size, lr, augment, ...: see TrainOptions) or a whole
+    `train=TrainConfig(...)`. Raises DataError or ConfigError, before the first step where it can.
     """
     samples = Samples.of(data, present=present, kinds=kinds)
-    asked = objective if not isinstance(objective, str) else {"name": objective}
-    config = check_config(
-        {
-            "data": "-",
-            "out": "-",
-            "seed": seed,
-            "dim": dim,
-            "objective": {"name": "all_pairs"} if isinstance(objective, Objective) else asked,
-            "train": {"steps": steps, "batch_size": batch_size, "lr": lr, "augment": augment},
-        },
-        "fit",
-    )
-    if valid is None:
-        samples, held_out = train_and_valid(samples, valid=config.train.valid, seed=seed)
+    config = fit_settings(train, dict(settings), valid if isinstance(valid, float) else None)
+    own = isinstance(objective, Objective)
+    named = objective if isinstance(objective, Mapping) else {"name": objective}
+    about = check(FitConfig, {"seed": seed, "dim": dim, "objective": None if own else named}, "fit")
+    if valid is None or isinstance(valid, float):
+        samples, held_out = train_and_valid(samples, valid=config.valid, seed=about.seed)
     else:
         held_out = Samples.of(valid, kinds={name: column.kind for name, column in samples.columns.items()})
-    if not isinstance(objective, Objective):
-        objective = make_objective(config.objective, samples.modalities)
-    binder = build_binder(samples, dim=dim, encoders=encoders, seed=seed)
-    with progress("training", steps) if show_progress else nullcontext(silent) as watch:
-        return train(binder, objective, samples, held_out, config.train, seed=seed, watch=watch)
+    module = objective if isinstance(objective, Objective) else make_objective(about.objective, samples.modalities)
+    binder = build_binder(samples, dim=about.dim, encoders=encoders, seed=about.seed)
+    with progress("training", config.steps) if show_progress else nullcontext(silent) as watch:
+        return run_training(binder, module, samples, held_out, config, seed=about.seed, watch=watch)
+
+
+def fit_settings(train: TrainConfig | None, keywords: Mapping[str, Any], valid: float | None) -> TrainConfig:
+    """The settings that `fit` was given, one way or the other; ConfigError if both."""
+    given = dict(keywords) if valid is None else {**keywords, "valid": valid}
+    if train is None:
+        return check(TrainConfig, given, "fit")
+    if given:
+        raise ConfigError(f"fit: expected settings either in train= or as keywords, got train= and {sorted(given)}")
+    if not isinstance(train, TrainConfig):
+        raise ConfigError(f"fit: train= expects a TrainConfig, got {type(train).__name__}")
+    return train
 
 
 def run_config(
@@ -101,7 +128,7 @@ def run_config(
         return run
 
     run = team.from_leader(open_folder)
-    return train(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
+    return run_training(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
 
 
 def run_objective(run: str | Path, binder: Binder) -> Objective | None:
