@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from centrobind.data import Limits, decode_image, decode_npy, decode_series, decode_text
+from centrobind.data import Limits, decode_image, decode_npy, decode_series, decode_text, media
 from centrobind.errors import DataError
+from chaos.process import python
 
 
 def saved(picture, kind="PNG", **options) -> bytes:
@@ -76,6 +77,64 @@ def test_sixteen_bits_are_scaled_not_cut():
     pixels = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     found = decode_image(saved(Image.fromarray(pixels)), (8, 8))
     assert np.array_equal(found, (pixels / 257).round().astype(np.uint8))
+
+
+PICTURES = {
+    "grey of 16 bits": lambda pixels: Image.fromarray(pixels[..., 0].astype(np.uint16) * 257 + pixels[..., 1]),
+    "colour and alpha": lambda pixels: Image.fromarray(pixels, "RGBA"),
+    "grey and alpha": lambda pixels: Image.fromarray(pixels[..., :2].copy(), "LA"),
+    "a palette": lambda pixels: Image.fromarray(pixels, "RGBA").convert("RGB").quantize(16),
+    "bits": lambda pixels: Image.fromarray(pixels[..., 0]).convert("1"),
+    "print colours": lambda pixels: Image.fromarray(pixels, "CMYK"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_conversion_by_strips_is_that_of_the_whole(kind, mode, monkeypatch):
+    """The literal twin converts the whole picture at once; turned by its EXIF in both."""
+    picture = PICTURES[kind](np.random.default_rng(0).integers(0, 256, (37, 23, 4), np.uint8))
+    twin = picture
+    if twin.mode.startswith("I;16"):
+        twin = Image.fromarray((np.array(twin) / 257).round().astype(np.uint8))
+    if mode != "RGBA" and twin.mode in ("RGBA", "LA"):
+        twin = Image.alpha_composite(Image.new("RGBA", twin.size, "white"), twin.convert("RGBA"))
+    twin = twin.convert(mode).transpose(Image.Transpose.ROTATE_270)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = saved(picture, "TIFF" if picture.mode == "CMYK" else "PNG", exif=exif)
+    shape = (23, 37) if mode == "L" else (23, 37, len(mode))
+    for strip in (23 * 5, 1, 2**20):
+        monkeypatch.setattr(media, "STRIP", strip)
+        assert np.array_equal(decode_image(content, shape), np.asarray(twin).reshape(shape)), strip
+
+
+PEAK = """
+import io, sys
+import numpy as np
+from PIL import Image
+from centrobind.data import decode_image
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+kinds = {"16": lambda: np.zeros((5000, 5000), np.uint16), "RGBA": lambda: np.zeros((5000, 5000, 4), np.uint8)}
+file = io.BytesIO()
+Image.fromarray(kinds[sys.argv[1]]()).save(file, "PNG")
+del kinds
+content = file.getvalue()
+decode_image(content[:0] + (lambda b: (Image.new("L", (4, 4)).save(b, "PNG"), b.getvalue())[1])(io.BytesIO()), (4, 4))
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+decode_image(content, (32, 32))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to measure a peak")
+@pytest.mark.parametrize(("kind", "bytes_a_pixel"), [("16", 2), ("RGBA", 4)])
+def test_a_small_file_of_many_pixels_takes_little_beyond_its_pixels(kind, bytes_a_pixel):
+    pixels = 25_000_000 * bytes_a_pixel / 2**20
+    assert float(python("-c", PEAK, kind)) < 1.6 * pixels + 40
 
 
 def promise(width, height):

@@ -363,6 +363,32 @@ def test_a_mistake_is_said_in_words(world, name):
         assert "Traceback" not in answer.json()["error"] and "/site-packages" not in answer.json()["error"]
 
 
+def test_files_are_decoded_one_at_a_time(world, monkeypatch):
+    """Each takes its memory for a moment; eight at once would take it eight times."""
+    _, _, app = world
+    running, most = [0], [0]
+
+    def slow(content, shape, **_):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        running[0] -= 1
+        return np.zeros(shape, np.uint8)
+
+    monkeypatch.setattr("centrobind.serve.values.decode_image", slow)
+    body, headers = form({"query": [{"modality": "picture", "file": "f"}]}, f=png(np.zeros((9, 9), np.uint8)))
+    statuses = []
+    asks = [
+        threading.Thread(target=lambda: statuses.append(ask(app, "POST", "/api/embed", body, headers=headers).status))
+        for _ in range(8)
+    ]
+    for one in asks:
+        one.start()
+    for one in asks:
+        one.join(60)
+    assert most == [1] and statuses == [200] * 8
+
+
 def test_no_path_is_ever_opened(world):
     _, _, app = world
     for path in (

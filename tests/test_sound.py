@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 
 from centrobind.data import Limits, decode_sound, decode_wave, log_mel
@@ -68,6 +69,25 @@ def test_resampling_keeps_a_tone(rate):
     assert np.abs(found[inner] - expected[inner]).max() < 0.01
 
 
+@pytest.mark.parametrize("rate", [1_009, 15_991, 44_101, 191_999, 383_983])
+def test_a_rate_without_divisors_costs_no_filter_of_millions(rate, monkeypatch):
+    """Its tone stays where it is, and both factors of the resampling stay small."""
+    factors = []
+    real = scipy.signal.resample_poly
+
+    def counted(wave, up, down):
+        factors.append((up, down))
+        return real(wave, up, down)
+
+    monkeypatch.setattr(scipy.signal, "resample_poly", counted)
+    found, expected = resampled(tone(110, 0.5, rate), rate), tone(110, 0.5)
+    ((up, down),) = factors
+    assert max(up, down) <= 2**14 and abs(up * rate / (down * 16_000) - 1) < 2 ** (0.1 / 1200) - 1
+    assert abs(len(found) - len(expected)) <= 16_000 // rate + 1
+    inner = slice(1600, 6400)
+    assert np.abs(found[inner] - expected[inner]).max() < 0.01
+
+
 soundfile = pytest.importorskip("soundfile", reason="sound files are read where soundfile is installed")
 
 
@@ -94,6 +114,12 @@ def test_channels_are_averaged_and_what_is_short_ends_in_silence(tmp_path):
     mel = decode_sound(tmp_path / "a.wav", (250, 40))
     assert mel.shape == (250, 40) and mel.dtype == np.float32
     np.testing.assert_array_equal(mel, log_mel(torch.from_numpy(found), 40).numpy())
+
+
+def test_more_channels_than_anybody_records_are_refused():
+    with pytest.raises(DataError, match="33 channels, more than the 32"):
+        decode_wave(saved(np.zeros((100, 33))), (100,))
+    assert decode_wave(saved(np.zeros((100, 32))), (100,)).shape == (100,)
 
 
 def test_only_what_is_needed_is_decoded():

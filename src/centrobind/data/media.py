@@ -21,6 +21,8 @@ from centrobind.data.samples import NOT_AN_ARRAY
 from centrobind.errors import DataError
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # never EPS: pillow hands it to ghostscript, which runs it
+ORIENTATION = 0x0112  # its number in EXIF
+STRIP = 2**20  # pixels that are converted at a time
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what pillow calls it
 
 
@@ -81,11 +83,31 @@ def fit_picture(picture: Any, shape: tuple[int, ...], limits: Limits = LIMITS) -
     if picture.width * picture.height > limits.pixels:
         raise DataError(f"{picture.width} x {picture.height} pixels, more than the {limits.pixels:,} that are decoded")
     picture.draft(None, (2 * max(height, width),) * 2)  # a JPEG at a half, a quarter or an eighth, if that does
-    upright = _eight_bits(picture)
+    upright = _converted(picture, MODES[shape[2] if len(shape) == 3 else 1])
     ImageOps.exif_transpose(upright, in_place=True)
-    mode = MODES[shape[2] if len(shape) == 3 else 1]
-    fitted = ImageOps.fit(_in_mode(upright, mode), (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return np.array(fitted, np.uint8).reshape(shape)
+
+
+def _converted(picture: Any, mode: str) -> Any:
+    """The picture in 8 bits of `mode`, white where it is transparent unless the mode can say so.
+
+    Strip by strip: a conversion of the whole holds four to eight times its pixels in between, and a file of 48 kB can
+    have 25 million of them.
+    """
+    from PIL import Image
+
+    if picture.mode == mode and not picture.has_transparency_data:
+        return picture
+    picture.load()  # which turns a TIFF upright, and only a TIFF
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    whole = Image.new(mode, picture.size)
+    rows = max(1, STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        whole.paste(_in_mode(_eight_bits(strip), mode), (0, top))
+    whole.getexif()[ORIENTATION] = orientation
+    return whole
 
 
 def _check_picture_shape(shape: tuple[int, ...]) -> None:

@@ -6,8 +6,8 @@ One rate and one hop for everything, so that the shape of a sample says all: (40
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from functools import lru_cache
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ FLOOR = 1e-8  # added to a band's energy before the logarithm: digital silence i
 MOST_BANDS = 128
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 RATES = (1_000, 384_000)
+MOST_CHANNELS = 32  # a compressed file of 255 channels would fill gigabytes
+LARGEST_FACTOR = 2**14  # of a resampling: its filter has 20 times as many taps, and a prime rate would need millions
 
 
 def decode_sound(
@@ -93,6 +95,8 @@ def _decoded(source: bytes | str | Path, samples: int, limits: Limits) -> tuple[
 def _check(file: Any, limits: Limits) -> None:
     if file.format not in FORMATS:
         raise DataError(f"a {file.format} file; sounds that are read are WAV, FLAC, OGG and MP3")
+    if file.channels > MOST_CHANNELS:
+        raise DataError(f"{file.channels} channels, more than the {MOST_CHANNELS} that are averaged")
     if file.frames <= 0:
         raise DataError("a sound without samples")
     if file.frames > limits.seconds * file.samplerate:
@@ -102,13 +106,18 @@ def _check(file: Any, limits: Limits) -> None:
 
 
 def resampled(wave: np.ndarray, rate: int, *, to: int = RATE) -> np.ndarray:
-    """(samples,) at `rate` -> float32 at another, low-pass filtered, by scipy's polyphase filter."""
+    """(samples,) at `rate` -> float32 at another, low-pass filtered, by scipy's polyphase filter.
+
+    A rate without a common divisor is taken for the nearest one that has one, less than a tenth of a cent away.
+    """
     if rate == to:
         return wave.astype(np.float32)
     from scipy.signal import resample_poly
 
-    common = gcd(to, rate)
-    return resample_poly(wave, to // common, rate // common).astype(np.float32)
+    factor = Fraction(to, rate)
+    if max(factor.numerator, factor.denominator) > LARGEST_FACTOR:
+        factor = factor.limit_denominator(int(LARGEST_FACTOR * min(1, rate / to)))
+    return resample_poly(wave, factor.numerator, factor.denominator).astype(np.float32)
 
 
 def log_mel(wave: Tensor, bands: int = 64) -> Tensor:

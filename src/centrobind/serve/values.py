@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import wave
 from typing import Any
 
@@ -18,6 +19,7 @@ from centrobind.errors import DataError
 LIMITS = Limits(bytes=2**24, pixels=25_000_000, seconds=120, numbers=2**20, characters=10_000)
 MOST_NUMBERS = 100_000  # of a series that is sent to be sketched
 ROUNDS = 32  # of phase retrieval
+_DECODING = threading.Lock()
 
 File = tuple[bytes, str]  # content and its type
 
@@ -106,7 +108,15 @@ def _wav(samples: np.ndarray) -> bytes:
 
 
 def from_upload(content: bytes, column: Column) -> Any:
-    """A dropped file as a value of a modality, decoded as the modality's own were; DataError says why it cannot be."""
+    """A dropped file as a value of a modality, decoded as the modality's own were; DataError says why it cannot be.
+
+    One file at a time, whatever the number of threads: each may take some hundred megabytes for a moment.
+    """
+    with _DECODING:
+        return _decoded(content, column)
+
+
+def _decoded(content: bytes, column: Column) -> Any:
     how = column.reading.partition(":")[0]
     if column.kind == "image":
         return decode_image(content, column.shape, limits=LIMITS)
