@@ -100,7 +100,7 @@ def test_what_is_not_finite_never_wins(bad):
     assert ranks(z[0], broken[1], torch.arange(9)).tolist() == [2, 2, 2, 9, 2, 2, 2, 2, 2]
     scores = z[0] @ z[1].T
     scores[3, 3] = torch.nan
-    assert score_ranks(scores).tolist() == [1, 1, 1, 9, 1, 1, 1, 1, 1]
+    assert score_ranks(scores, Right.single(torch.arange(9))).tolist() == [1, 1, 1, 9, 1, 1, 1, 1, 1]
     lists = Right(torch.tensor([0, 2]), torch.tensor([0, 3]))
     assert first_ranks(z[0][:1], broken[1], lists).tolist() == [1]  # by the right one that is a number
 

@@ -55,6 +55,8 @@ class Embeddings:
     present: Tensor  # (M, N) bool, True = observed
     modalities: tuple[str, ...]
     ids: np.ndarray | None = None  # (N,), whatever identifies a sample
+    groups: np.ndarray | None = None  # (N,) int64, samples of one group are right answers to each other, -1 = alone
+    values: np.ndarray | None = None  # (M, N) int64, equal where the embedded values are, 0 = missing
 
     @classmethod
     def of(
@@ -147,13 +149,15 @@ class Embeddings:
     def take(self, samples: Any) -> Embeddings:
         """The samples picked by a slice, an index or a bool tensor over N."""
         rows = samples if isinstance(samples, slice) else np.asarray(samples)
-        ids = None if self.ids is None else self.ids[rows]
-        return Embeddings(self.z[:, samples], self.present[:, samples], self.modalities, ids)
+        ids, groups = (None if each is None else each[rows] for each in (self.ids, self.groups))
+        values = None if self.values is None else self.values[:, rows]
+        return Embeddings(self.z[:, samples], self.present[:, samples], self.modalities, ids, groups, values)
 
     def only(self, modalities: Sequence[str]) -> Embeddings:
         """These modalities, in this order."""
         rows = [self.index(name) for name in modalities]
-        return Embeddings(self.z[rows], self.present[rows], tuple(modalities), self.ids)
+        values = None if self.values is None else self.values[rows]
+        return Embeddings(self.z[rows], self.present[rows], tuple(modalities), self.ids, self.groups, values)
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:

@@ -18,9 +18,10 @@ from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, save
 from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
 from centrobind.data.builtin import DATASETS
-from centrobind.evaluation.evaluate import label_codes, probe_outcomes, ranks_by_sample
-from centrobind.evaluation.metrics import geometry, rank_metrics, retrieval
-from centrobind.evaluation.ranks import ranks, score_ranks
+from centrobind.evaluation.evaluate import label_codes, probe_outcomes
+from centrobind.evaluation.metrics import asked_ranks, geometry, rank_metrics, ranks_by_sample, retrieval
+from centrobind.evaluation.ranks import score_ranks
+from centrobind.evaluation.relevance import question, with_relevance
 from centrobind.objectives.base import Objective
 from centrobind.training.config import TrainConfig
 from centrobind.training.loop import train
@@ -115,20 +116,22 @@ def native_retrieval(objective: Objective, space: Embeddings) -> dict[str, float
 
     Over the samples that have everything; NaN where there are none.
     """
-    z = space.z[:, space.present.all(0)]
-    if z.shape[1] == 0:
+    whole = with_relevance(space).take(space.present.all(0))
+    if len(whole) == 0:
         return {"recall@1": math.nan, "recall@10": math.nan, "mrr": math.nan}
     rows = []
-    with torch.no_grad():
-        for m in range(len(z)):
-            scores = objective.similarity(z[m], torch.cat([z[:m], z[m + 1 :]])).T  # (tuples, candidates)
-            rows.append(rank_metrics(score_ranks(scores)))
+    for m in range(len(whole.modalities)):
+        others = [k for k in range(len(whole.modalities)) if k != m]
+        ask = question(whole, others, m)
+        with torch.no_grad():
+            scores = objective.similarity(whole.z[m, ask.candidates], whole.z[others][:, ask.queries]).T
+        rows.append(rank_metrics(score_ranks(scores, ask.right)[ask.query]))
     return {name: sum(row[name] for row in rows) / len(rows) for name in ("recall@1", "recall@10", "mrr")}
 
 
 def subset_retrieval(space: Embeddings) -> dict[int, float]:
     """Recall@1 of a modality from the centroid of k others, by k, mean over all modalities and subsets of that size."""
-    count = len(space.modalities)
+    space, count = with_relevance(space), len(space.modalities)
     return {
         size: float(
             np.mean(
@@ -145,9 +148,5 @@ def subset_retrieval(space: Embeddings) -> dict[int, float]:
 
 def _recall_from(space: Embeddings, subset: Sequence[int], target: int) -> float:
     """Samples that have the target and any of the subset ask with the centroid of what they have of it."""
-    subset = list(subset)
-    asked = space.present[subset].any(0) & space.present[target]
-    queries = space.z[subset].sum(0)[asked]  # the length of a query does not change an order
-    candidates = space.z[target][space.present[target]]
-    match = (space.present[target].cumsum(0) - 1)[asked]
-    return (ranks(queries, candidates, match) <= 1).double().mean().item()
+    ranks = asked_ranks(space, subset, target)
+    return float((ranks[np.isfinite(ranks)] <= 1).mean())

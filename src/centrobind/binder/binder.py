@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.binder.inputs import INPUTS, Words
 from centrobind.binder.pretrained import pretrained_tower
-from centrobind.data import Samples
+from centrobind.data import MISSING, Samples, digests, same_things
 from centrobind.distributed import placed
 from centrobind.errors import ConfigError, DataError
 from centrobind.seeds import seeded
@@ -106,17 +106,22 @@ class Binder(nn.Module):
         if not data.columns:
             raise DataError(f"none of {list(names)} is a modality of the binder, expected some of {self.modalities}")
         z = torch.zeros(len(data.columns), len(data), self.dim)
+        values = np.full((len(data.columns), len(data)), MISSING, np.int64)
         was_training = self.training
         self.eval()
         try:
             for start in range(0, len(data), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(data)))
-                z[:, rows] = self(self.prepare(data.batch(rows))).z.float().cpu()
+                batch = data.batch(rows)
+                for row, name, here in zip(values, batch.modalities, batch.present.numpy()):
+                    row[rows[here]] = digests(batch.inputs[name])
+                z[:, rows] = self(self.prepare(batch)).z.float().cpu()
                 if each is not None:
                     each(int(rows[-1]) + 1)
         finally:
             self.train(was_training)
-        embeddings = Embeddings(z, torch.from_numpy(data.present), data.modalities, np.array(data.ids[:]))
+        present, things = torch.from_numpy(data.present), same_things(data.group, values)
+        embeddings = Embeddings(z, present, data.modalities, np.array(data.ids[:]), things, values)
         return embeddings.checked("the binder's embeddings")
 
     def describe(self) -> dict[str, Any]:

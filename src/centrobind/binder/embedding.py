@@ -13,7 +13,7 @@ import torch
 
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder
-from centrobind.data import Codes, Samples, write_store
+from centrobind.data import Codes, Samples, sameness, write_store
 from centrobind.errors import DataError
 from centrobind.files import not_written
 from centrobind.progress import Watch, silent
@@ -37,18 +37,25 @@ def embed_views(binder: Binder, samples: Samples, *, strength: float = 1.0, seed
         rows = np.arange(start, min(start + CHUNK, len(samples)))
         batch = augment(binder.prepare(samples.batch(rows)), binder.kinds, seed=(seed, start), strength=strength)
         z[:, rows] = binder(batch).z.float().cpu()
-    views = Embeddings(z, torch.from_numpy(samples.present), samples.modalities, np.array(samples.ids[:]))
+    views = Embeddings(
+        z, torch.from_numpy(samples.present), samples.modalities, np.array(samples.ids[:]), *sameness(samples)
+    )
     return views.checked("the binder's embeddings of views")
 
 
 def save_embeddings(path: str | Path, embeddings: Embeddings, *, fingerprint: str = "", about: Samples | None = None):
     """Write `x_<modality>`, `present_<modality>` and `id`, with label and split `about` the samples, to an .npz.
 
-    The names are those that `centrobind import` reads, so embeddings can be data again.
+    The names are those that `centrobind import` reads, so embeddings can be data again; what says which answers are
+    right, `same` (N,) and `value_<modality>` (N,), is for load_embeddings.
     """
     arrays = {f"x_{name}": embeddings[name].numpy() for name in embeddings.modalities}
     arrays |= {f"present_{name}": embeddings.present[m].numpy() for m, name in enumerate(embeddings.modalities)}
     arrays["id"] = np.arange(len(embeddings)) if embeddings.ids is None else embeddings.ids
+    if embeddings.groups is not None:
+        arrays["same"] = embeddings.groups
+    if embeddings.values is not None:
+        arrays |= {f"value_{name}": row for name, row in zip(embeddings.modalities, embeddings.values)}
     for what in ("label", "split", "group"):
         codes: Codes | None = None if about is None else getattr(about, what)
         if codes is not None:
@@ -75,9 +82,14 @@ def load_embeddings(path: str | Path) -> Embeddings:
             present = np.stack([archive[f"present_{name}"] for name in names])
             ids = archive["id"]
             z[~present] = 0
+            groups = archive["same"] if "same" in archive.files else None
+            known = all(f"value_{name}" in archive.files for name in names)
+            values = np.stack([archive[f"value_{name}"] for name in names]) if known else None
+            if any(each is not None and each.shape[-1:] != ids.shape for each in (groups, values)):
+                raise ValueError(f"same and value_ need {len(ids)} rows")
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of embeddings ({error}); expected one from `centrobind embed`") from None
-    return Embeddings(torch.from_numpy(z), torch.from_numpy(present), names, ids).checked(str(path))
+    return Embeddings(torch.from_numpy(z), torch.from_numpy(present), names, ids, groups, values).checked(str(path))
 
 
 def embed_to(binder: Binder, samples: Samples, out: str | Path, *, force: bool = False, watch: Watch = silent) -> None:

@@ -13,7 +13,7 @@ from centrobind.closed_form.choose import Choice, choose, fold_numbers
 from centrobind.closed_form.features import Features, learned_features
 from centrobind.closed_form.gcca import solve
 from centrobind.closed_form.stream import CHUNK, stream
-from centrobind.data import Samples
+from centrobind.data import Samples, sameness
 from centrobind.errors import DataError
 from centrobind.types import Embeddings, unit
 
@@ -50,7 +50,13 @@ class ClosedForm:
                     x = self.features[name](column.take(np.arange(len(chunk))))
                     here = start + torch.from_numpy(np.flatnonzero(column.present))
                     z[row, here] = unit(x @ self.matrix[name] + self.bias[name]).cpu()
-        return Embeddings(z, torch.from_numpy(samples.only(names).present), tuple(names), np.array(samples.ids[:]))
+        return Embeddings(
+            z,
+            torch.from_numpy(samples.only(names).present),
+            tuple(names),
+            np.array(samples.ids[:]),
+            *sameness(samples.only(names)),
+        )
 
 
 def fit_closed_form(

@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from centrobind.data import Codes
 from centrobind.errors import DataError
-from centrobind.evaluation.metrics import KS, geometry, pair_ranks, retrieval
+from centrobind.evaluation.metrics import KS, geometry, ranks_by_sample, retrieval
+from centrobind.evaluation.relevance import with_relevance
 from centrobind.types import Embeddings
 
 NEIGHBOURS = 10
@@ -31,6 +32,7 @@ def evaluate(
     *,
     train: Embeddings | None = None,
     train_labels: Sequence[Any] | None = None,
+    groups: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
     resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -40,8 +42,10 @@ def evaluate(
     logistic regression), `knn/...` (10 nearest neighbours) and `transfer/<a>_to_<b>` (the regression trained on a,
     tested on b: the protocol of Jeong et al.). Probes learn from `train` if it is given, else by 5-fold
     cross-validation. `resamples` > 0 adds bootstrap 95 % intervals of recall, `.../low` and `.../high`.
-    Raises DataError when labels do not fit.
+    `groups`: samples of one group are right answers to each other, see retrieval; by default, equal values are.
+    Raises DataError when labels or groups do not fit.
     """
+    embeddings = with_relevance(embeddings, groups)
     found = retrieval(embeddings) | geometry(embeddings)
     if labels is not None:
         found |= probes(embeddings, labels, train, train_labels, seed)
@@ -137,13 +141,21 @@ def _side_by_side(embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray]:
     return embeddings.z.transpose(0, 1).reshape(n, m * d).numpy(), embeddings.present.any(0).numpy()
 
 
-def recall_intervals(embeddings: Embeddings, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
+def recall_intervals(
+    embeddings: Embeddings,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    groups: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
+) -> dict[str, float]:
     """Bootstrap 95 % intervals of every recall: `image_to_text/recall@1/low` and `/high`, of mean and worst too.
 
-    Samples are drawn with replacement as queries, the same ones for all pairs; the candidates stay.
+    Samples, or whole groups of them, are drawn with replacement as queries, the same ones for all pairs; the
+    candidates stay.
     """
+    embeddings = with_relevance(embeddings, groups)
     found = pair_outcomes(embeddings)
-    table = _resampled_recall(np.stack([*found.values()]), resamples, seed)
+    table = _resampled_recall(np.stack([*found.values()]), _units(embeddings), resamples, seed)
     low, high = np.nanpercentile(table, [2.5, 97.5], axis=0)
     named = {}
     for row, pair in enumerate([*found, "mean", "worst"]):
@@ -154,17 +166,24 @@ def recall_intervals(embeddings: Embeddings, resamples: int = 1000, seed: int = 
 
 
 def recall_differences(
-    ours: Embeddings, theirs: Embeddings, *, k: int = 1, resamples: int = 1000, seed: int = 0
+    ours: Embeddings,
+    theirs: Embeddings,
+    *,
+    k: int = 1,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
 ) -> dict[str, tuple[float, float, float]]:
     """Recall@k of ours minus theirs, with a paired bootstrap 95 % interval, for each pair, the mean and the worst.
 
-    Both must embed the same samples in the same order: each resample draws the same queries for both.
+    Both must embed the same samples in the same order: each resample draws the same queries (groups of them, where
+    there are groups) for both. Raises DataError where presence, ids, groups or values say that they do not.
     """
-    if ours.present.shape != theirs.present.shape or not torch.equal(ours.present, theirs.present):
-        raise DataError("paired differences need embeddings of the same samples in the same modalities")
+    ours, theirs = with_relevance(ours, groups), with_relevance(theirs, groups)
+    check_same_samples(ours, theirs)
     ranks = [pair_outcomes(one) for one in (ours, theirs)]
     drawn, points = (
-        [_resampled_recall(np.stack([*one.values()]), count, seed, (k,))[..., 0] for one in ranks]
+        [_resampled_recall(np.stack([*one.values()]), _units(ours), count, seed, (k,))[..., 0] for one in ranks]
         for count in (resamples, None)
     )
     low, high = np.nanpercentile(drawn[0] - drawn[1], [2.5, 97.5], axis=0)
@@ -175,22 +194,51 @@ def recall_differences(
     }
 
 
+def check_same_samples(ours: Embeddings, theirs: Embeddings) -> None:
+    """DataError unless two embeddings are of the same samples in the same order, as far as they can tell."""
+    said = "paired differences need embeddings of the same samples in the same order and modalities; "
+    if ours.modalities != theirs.modalities or not torch.equal(ours.present, theirs.present):
+        raise DataError(f"{said}got {ours!r} and {theirs!r}, which differ in who has what")
+    if ours.ids is not None and theirs.ids is not None:
+        mine, other = np.asarray(ours.ids).astype(str), np.asarray(theirs.ids).astype(str)
+        if (differ := np.flatnonzero(mine != other)).size:
+            first = differ[0]
+            raise DataError(
+                f"{said}{differ.size} of {len(ours)} ids differ, the first at row {first}: {str(mine[first])!r} and "
+                f"{str(other[first])!r}. Bring both into one order with embeddings.take"
+            )
+    if (ours.groups is None) != (theirs.groups is None) or not np.array_equal(_units(ours), _units(theirs)):
+        raise DataError(f"{said}their groups differ: pass groups=, which then hold for both")
+
+
+def _units(embeddings: Embeddings) -> np.ndarray:
+    """(N,) which samples are drawn together, counted from 0."""
+    if embeddings.groups is None:
+        return np.arange(len(embeddings))
+    alone = embeddings.groups.max(initial=-1) + 1 + np.arange(len(embeddings))
+    return np.unique(np.where(embeddings.groups >= 0, embeddings.groups, alone), return_inverse=True)[1]
+
+
 def pair_outcomes(embeddings: Embeddings) -> dict[str, np.ndarray]:
-    """By pair that some sample has, (N,) ranks of each sample's own match, inf where it lacks one of the two."""
+    """By pair that some sample has, (N,) ranks of each sample's first right answer, inf where it lacks either."""
     found = {f"{query}_to_{target}": ranks_by_sample(embeddings, query, target) for query, target in embeddings.pairs}
     return {pair: ranks for pair, ranks in found.items() if np.isfinite(ranks).any()}
 
 
-def _resampled_recall(ranks: np.ndarray, resamples: int | None, seed: int, ks: Sequence[int] = KS) -> np.ndarray:
+def _resampled_recall(
+    ranks: np.ndarray, units: np.ndarray, resamples: int | None, seed: int, ks: Sequence[int] = KS
+) -> np.ndarray:
     """(resamples, P + 2, K) recall at each k of (P, N) ranks, then the mean over pairs and the worst pair.
 
-    `resamples` None is the data as they are, once.
+    Draws whole units; `resamples` None is the data as they are, once.
     """
     pairs, count = ranks.shape
     here = np.isfinite(ranks)
     hits = np.stack([here, *(ranks <= k for k in ks)], 1).reshape(-1, count).astype(np.float32)
+    if (drawn := int(units.max(initial=-1)) + 1) < count:
+        hits = np.stack([np.bincount(units, row, minlength=drawn) for row in hits]).astype(np.float32)
     rows = []
-    for weights in _weights(count, resamples, seed):
+    for weights in _weights(drawn, resamples, seed):
         share = (weights @ hits.T).astype(np.float64).reshape(len(weights), pairs, -1)
         found = np.full((*share.shape[:2], len(ks)), np.nan)
         np.divide(share[..., 1:], share[..., :1], out=found, where=share[..., :1] > 0)
@@ -212,11 +260,3 @@ def _weights(count: int, resamples: int | None, seed: int) -> Iterator[np.ndarra
     for start in range(0, resamples, block):
         rows = range(start, min(start + block, resamples))
         yield np.stack([np.bincount(draw.integers(0, count, count), minlength=count) for _ in rows]).astype(np.float32)
-
-
-def ranks_by_sample(embeddings: Embeddings, query: str, target: str) -> np.ndarray:
-    """(N,) rank of each sample's own match, inf where a sample lacks one of the two."""
-    both = embeddings.present[embeddings.index(query)] & embeddings.present[embeddings.index(target)]
-    ranks = torch.full((len(embeddings),), torch.inf, dtype=torch.float64)
-    ranks[both] = pair_ranks(embeddings, query, target).double()
-    return ranks.numpy()

@@ -58,13 +58,8 @@ def ranks(queries: Tensor, candidates: Tensor, match: Tensor) -> Tensor:
 
 def first_ranks(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
     """(Q,) the place of the first right answer of each query, among the wrong candidates and itself."""
-    places = []
-    for block in _blocks(queries, candidates, right):
-        best = torch.full_like(block.margin, -torch.inf)
-        best = best.scatter_reduce(0, block.rows, block.right_scores, "amax")
-        below = torch.lt(block.scores, (best - block.margin)[:, None], out=block.scores).sum(1)
-        places.append(torch.minimum(len(candidates) - below.long(), block.wrong) + 1)
-    return torch.cat(places) if places else match_none(queries)
+    places = [block.first_places() for block in _blocks(queries, candidates, right)]
+    return torch.cat(places) if places else torch.zeros(0, dtype=torch.long, device=queries.device)
 
 
 def average_precision(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
@@ -82,12 +77,7 @@ def average_precision(queries: Tensor, candidates: Tensor, right: Right) -> Tens
         place = torch.arange(1, width + 1, device=table.device)
         precision = (place / (wrong + place)).double().masked_fill(place > block.counts[:, None], 0)
         values.append(precision.sum(1) / block.counts)
-    return torch.cat(values) if values else match_none(queries).double()
-
-
-def match_none(queries: Tensor) -> Tensor:
-    """The ranks of no queries."""
-    return torch.zeros(0, dtype=torch.long, device=queries.device)
+    return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64, device=queries.device)
 
 
 @dataclass(frozen=True)
@@ -100,6 +90,15 @@ class _Block:
     counts: Tensor  # (B,) right answers
     margin: Tensor  # (B,) scores closer than this are tied
 
+    @classmethod
+    def of(cls, scores: Tensor, right: Right, start: int, margin: Tensor) -> _Block:
+        """Of the scores of queries from `start` on, which are written into."""
+        rows, columns = right.rows(start, start + len(scores))
+        own = scores[rows, columns]
+        scores[rows, columns] = -torch.inf
+        own = own.masked_fill(~own.isfinite(), -torch.inf)
+        return cls(scores, rows, own, right.counts[start : start + len(scores)], margin)
+
     @property
     def wrong(self) -> Tensor:
         """(B,) wrong candidates."""
@@ -110,6 +109,13 @@ class _Block:
         """(B,) where the right scores of each query begin."""
         return self.counts.cumsum(0) - self.counts
 
+    def first_places(self) -> Tensor:
+        """(B,) the place of the first right answer; the scores are gone afterwards."""
+        best = torch.full_like(self.margin, -torch.inf)
+        best = best.scatter_reduce(0, self.rows, self.right_scores, "amax")
+        below = torch.lt(self.scores, (best - self.margin)[:, None], out=self.scores).sum(1)
+        return torch.minimum(self.scores.shape[1] - below.long(), self.wrong) + 1
+
 
 def _blocks(queries: Tensor, candidates: Tensor, right: Right) -> Iterator[_Block]:
     if queries.dtype not in (torch.float32, torch.float64):
@@ -119,14 +125,8 @@ def _blocks(queries: Tensor, candidates: Tensor, right: Right) -> Iterator[_Bloc
     longest = lengths.masked_fill(~lengths.isfinite(), 0).amax() if len(candidates) else lengths.sum()
     for start in range(0, len(queries), step):
         asking = queries[start : start + step]
-        stop = start + len(asking)
-        scores = asking @ candidates.T
-        rows, columns = right.rows(start, stop)
-        own = scores[rows, columns]
-        scores[rows, columns] = -torch.inf
-        own = own.masked_fill(~own.isfinite(), -torch.inf)
-        margin = rounding(scores.dtype, queries.shape[1]) * asking.norm(dim=1) * longest
-        yield _Block(scores, rows, own, right.counts[start:stop], margin)
+        margin = rounding(queries.dtype, queries.shape[1]) * asking.norm(dim=1) * longest
+        yield _Block.of(asking @ candidates.T, right, start, margin)
 
 
 def rounding(dtype: torch.dtype, dim: int) -> float:
@@ -134,9 +134,8 @@ def rounding(dtype: torch.dtype, dim: int) -> float:
     return ROUNDINGS * torch.finfo(dtype).eps * math.sqrt(dim)
 
 
-def score_ranks(scores: Tensor) -> Tensor:
-    """(N,) the place of the diagonal in each row of (N, N) scores of any kind, ties and NaN against it."""
-    own = scores.diagonal()
-    finite = scores.abs().masked_fill(~scores.isfinite(), 0).amax(1)
-    least = (own - ROUNDINGS * torch.finfo(scores.dtype).eps * finite).masked_fill(~own.isfinite(), -torch.inf)
-    return len(scores) - (scores < least[:, None]).sum(1)
+def score_ranks(scores: Tensor, right: Right) -> Tensor:
+    """(Q,) the place of the first right answer in each row of (Q, C) scores of any kind, ties and NaN against it."""
+    size = scores.abs().masked_fill(~scores.isfinite(), 0).amax(1)
+    block = _Block.of(scores.clone(), right, 0, ROUNDINGS * torch.finfo(scores.dtype).eps * size)
+    return block.first_places()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder
-from centrobind.data import Samples
+from centrobind.data import Samples, sameness
 from centrobind.errors import DataError
 from centrobind.objectives.anchored import AllPairs
 from centrobind.progress import Watch, silent
@@ -56,7 +58,8 @@ def realigned(
     with torch.no_grad():
         z = {name: head(asked[name]) for name, head in zip(names, heads)}
     present = {name: torch.from_numpy(test.columns[name].present) for name in names}
-    return Embeddings.of(z, present, test.ids[:])
+    groups, values = sameness(test.only(names))
+    return replace(Embeddings.of(z, present, test.ids[:]), groups=groups, values=values)
 
 
 @torch.no_grad()
