@@ -129,3 +129,67 @@ def test_what_goes_wrong_while_reading_ahead_comes_out_at_its_batch():
 def test_a_state_that_cannot_be_is_refused(state):
     with pytest.raises(DataError, match="place within 10 samples"):
         Sampler(10, 2).load_state({"seed": 0, "epoch": 0, "seen": 0} | state)
+
+
+# ---- positives -----------------------------------------------------------------------------------------------------
+
+POSITIVES = [
+    (400, 40, 8, 1),
+    (400, 40, 20, 1),
+    (23, 5, 5, 1),
+    (23, 5, 11, 2),
+    (10, 3, 9, 2),
+    (41, 7, 2, 2),
+    (12, 12, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("count", "size", "few", "least"), POSITIVES)
+def test_every_batch_has_its_positives(count, size, few, least):
+    for seed in range(5):
+        positives = np.zeros(count, bool)
+        positives[np.random.default_rng(seed).permutation(count)[:few]] = True
+        sampler = Sampler(count, size, seed, positives=positives, least=least)
+        left_out = []
+        for _ in range(6):
+            epoch = list(islice(iter(sampler), sampler.batches_per_epoch))
+            rows = np.concatenate(epoch)
+            assert all(positives[batch].sum() >= least and 2 <= len(batch) <= size for batch in epoch)
+            assert len(set(rows)) == len(rows) == sampler.per_epoch
+            assert set(np.flatnonzero(positives)) <= set(rows), "what can be learned from is in every epoch"
+            assert sampler.per_epoch == count or len(epoch) == few // least, "no batch less than there can be"
+            left_out.append(frozenset(range(count)) - set(rows))
+        assert len(set(left_out)) > 1 or sampler.per_epoch == count, "others are left out each time"
+
+
+def test_where_every_batch_has_a_positive_anyway_nothing_changes():
+    positives = np.arange(60) % 2 == 0
+    plain, aware = Sampler(60, 15, seed=3), Sampler(60, 15, seed=3, positives=positives)
+    for one, other in islice(zip(plain, aware), 12):
+        assert one.tolist() == other.tolist()
+
+
+def test_stopping_and_resuming_with_few_positives_changes_nothing():
+    positives = np.arange(41) < 5
+    whole = Sampler(41, 4, seed=2, positives=positives)
+    expected = [batch.tolist() for batch in islice(whole, 13)]
+    for stop in (1, 5, 7):
+        first = Sampler(41, 4, seed=2, positives=positives)
+        batches = [batch.tolist() for batch in islice(first, stop)]
+        second = Sampler(41, 4, seed=9, positives=positives)
+        second.load_state(first.state())
+        assert batches + [batch.tolist() for batch in islice(second, 13 - stop)] == expected
+    with pytest.raises(DataError, match="expected 2 positives for every batch, got 1"):
+        Sampler(9, 3, positives=np.arange(9) < 1, least=2)
+
+
+def test_a_part_to_validate_on_has_a_pair_if_it_can():
+    for seed in range(30):
+        paired = np.zeros(300, bool)
+        paired[np.random.default_rng(seed).permutation(300)[:6]] = True
+        samples = Samples.of({"a": np.eye(300), "b": np.eye(300)}, present={"b": paired})
+        for part in train_and_valid(samples, seed=seed):
+            assert (part.present.sum(0) >= 2).any()
+    assert (
+        len(train_and_valid(Samples.of({"a": np.eye(50), "b": np.eye(50)}, present={"b": np.zeros(50, bool)}))[1]) == 5
+    )

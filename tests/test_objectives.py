@@ -176,6 +176,40 @@ def test_nothing_to_learn_from_is_said(name):
         make(name)(z, views=z)
 
 
+@pytest.mark.parametrize(("name", "count"), CASES)
+def test_positives_are_those_it_learns_from(name, count):
+    """A batch of `least` positives and others has a loss; without them it has none."""
+    present = some_present(count, 40, seed=3, share=0.25)
+    z, views = (
+        Embeddings(unit_vectors(count, 40, DIM, seed=s) * present[..., None], present, tuple("abcde"[:count]))
+        for s in (0, 1)
+    )
+    objective = make(name, count)
+    positives = objective.positives(z.present, z.modalities)
+    assert 0 < positives.sum() < 40 or name == "unimodal"
+    for place in positives.nonzero()[:, 0].tolist():
+        rows = torch.cat(
+            [torch.tensor([place]), positives.nonzero()[: objective.least, 0], (~positives).nonzero()[:, 0]]
+        )
+        assert torch.isfinite(value(objective, z.take(rows), views.take(rows)))
+    rest = torch.cat([(~positives).nonzero()[:, 0], positives.nonzero()[: objective.least - 1, 0]])
+    if len(rest):
+        with pytest.raises(DataError, match="nothing to learn from"):
+            value(objective, z.take(rest), views.take(rest))
+
+
+def test_modalities_that_cannot_be_bound_are_said_before_training():
+    present = torch.ones(2, 5, dtype=torch.bool)
+    with pytest.raises(DataError, match="exactly three modalities, got 2"):
+        cb.objectives.TRIANGLE().positives(present, ("a", "b"))
+    with pytest.raises(DataError, match="no modality 'z' here"):
+        cb.FABind(anchor="z").positives(present, ("a", "b"))
+    heavy = cb.WeightedCentroid(weights={"a": 0.0, "b": 0.0}).positives(
+        torch.tensor([[1, 1], [1, 1], [0, 1]]).bool(), ("a", "b", "c")
+    )
+    assert heavy.tolist() == [False, True], "a sample of modalities that do not count has no anchor"
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_wrong_input_is_said(name):
     z, views = data()

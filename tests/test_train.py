@@ -280,12 +280,45 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(mixed):
         present={"a": np.arange(40) % 2 == 0, "b": np.arange(40) % 2 == 1},
         split=["train"] * 30 + ["valid"] * 10,
     )
-    with pytest.raises(DataError, match="only 0 of 30 training samples have two modalities"):
+    with pytest.raises(DataError, match="only 0 of 30 training samples have two modalities.*LeaveOneOut"):
         go(apart)
+    for name, says in (("gram", "have all modalities"), ("fabind", "have 'a' and another modality")):
+        with pytest.raises(DataError, match=says):
+            go(apart, name)
+    with pytest.raises(DataError, match="triangle needs exactly three modalities, got 2"):
+        go(apart, "triangle")
     with pytest.raises(ConfigError, match=r"augment must be above 0"):
         go(mixed, "unimodal", augment=0)
     with pytest.raises(DataError, match="batch_size must lie between"):
         go(mixed, batch_size=1000)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "triangle"])
+@pytest.mark.parametrize("pairs", [2, 3, 9])
+def test_few_pairs_train_to_the_end(name, pairs, tmp_path):
+    """Nearly all samples have one modality; some have two or three. No batch may be without one."""
+    draw = np.random.default_rng(pairs)
+    present = np.zeros((3, 90), bool)
+    present[draw.integers(0, 3, 90), np.arange(90)] = True
+    present[:, draw.permutation(70)[:pairs]] = True
+    columns = {m: draw.normal(size=(90, 4 + i)) for i, m in enumerate("abc")}
+    samples = Samples.of(columns, present=dict(zip("abc", present)), split=["train"] * 80 + ["valid"] * 10)
+    with pytest.warns(CentrobindWarning, match="none of the 10 validation samples has two modalities"):
+        go(samples, name, dim=4, batch_size=10, steps=20)
+
+
+def test_a_validation_part_without_a_pair_keeps_the_last_weights():
+    draw = np.random.default_rng(0)
+    samples = Samples.of(
+        {"a": draw.normal(size=(60, 4)), "b": draw.normal(size=(60, 3))},
+        present={"b": np.arange(60) < 50},
+        split=["train"] * 50 + ["valid"] * 10,
+    )
+    with pytest.warns(CentrobindWarning, match="ends with its last weights"):
+        kept = go(samples, dim=4)
+    learn, _ = train_and_valid(samples)
+    binder = train(build_binder(learn, dim=4), objective_for("leave_one_out", "ab"), learn, None, TrainConfig(**FAST))
+    assert same_weights(kept, binder)
 
 
 # ---- learning, on data with a known answer --------------------------------------------------------------------

@@ -13,6 +13,7 @@ from centrobind.data.samples import Codes, Samples
 from centrobind.errors import DataError
 from centrobind.types import Batch
 
+DRAWS = 10  # of a part to validate on, until there is a pair in it
 SPLITS: Mapping[str, float] = {"train": 0.7, "valid": 0.1, "test": 0.2}
 
 
@@ -41,8 +42,9 @@ def assign_splits(samples: Samples, fractions: Mapping[str, float] = SPLITS, *, 
 def train_and_valid(samples: Samples, *, valid: float = 0.1, seed: int = 0) -> tuple[Samples, Samples]:
     """The training samples and the ones to validate on, never touching test.
 
-    Without a `valid` split, a part of `train` is set aside (whole groups); without any split, of everything.
-    Raises DataError when either would be empty.
+    Without a `valid` split, a part of `train` is set aside (whole groups); without any split, of everything. Of ten
+    draws the first with which both parts have samples of two modalities, if there is one: without, there is nothing
+    to learn or nothing to score. Raises DataError when either would be empty.
     """
     if samples.split is not None:
         train = samples.part("train")
@@ -50,13 +52,25 @@ def train_and_valid(samples: Samples, *, valid: float = 0.1, seed: int = 0) -> t
             return train, samples.part("valid")
     else:
         train = samples
-    apart = assign_splits(train, {"train": 1 - valid, "valid": valid}, seed=seed)
-    return apart.part("train"), apart.part("valid")
+    for attempt in range(DRAWS):
+        apart = assign_splits(train, {"train": 1 - valid, "valid": valid}, seed=seed + attempt * 2**32)
+        learned, scored = apart.part("train"), apart.part("valid")
+        if has_pairs(learned) and has_pairs(scored):
+            return learned, scored
+    return learned, scored
+
+
+def has_pairs(samples: Samples) -> bool:
+    """Whether any sample has two modalities."""
+    return bool((samples.present.sum(0) >= 2).any())
 
 
 @dataclass
 class Sampler:
     """Every sample once an epoch, in an order drawn from (seed, epoch); its state is three numbers.
+
+    With `positives`, (count,) bool, every batch holds at least `least` of them: others move to make room, and where
+    there are too few for all batches, an epoch has fewer batches and leaves some of the others out.
 
     The batches of an epoch differ in size by one at most and never exceed `batch_size`, so that no epoch
     ends in a tiny batch with hardly a negative in it and no sample is dropped. `seen` counts the samples of the
@@ -68,8 +82,12 @@ class Sampler:
     seed: int = 0
     epoch: int = 0
     seen: int = 0
+    positives: np.ndarray | None = None
+    least: int = 1
 
     def __post_init__(self) -> None:
+        if self.positives is not None and self.positives.sum() < self.least:
+            raise DataError(f"expected {self.least} positives for every batch, got {self.positives.sum()} in all")
         if not 2 <= self.batch_size <= self.count:
             raise DataError(
                 f"batch_size must lie between 2 and the {self.count} training samples, got {self.batch_size}"
@@ -77,18 +95,42 @@ class Sampler:
 
     @property
     def batches_per_epoch(self) -> int:
-        return -(-self.count // self.batch_size)
+        """As many as it takes, or as there are positives for."""
+        batches = -(-self.count // self.batch_size)
+        return batches if self.positives is None else min(batches, int(self.positives.sum()) // self.least)
+
+    @property
+    def per_epoch(self) -> int:
+        """Samples that an epoch hands out."""
+        return min(self.count, self.batches_per_epoch * self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        edges = np.linspace(0, self.count, self.batches_per_epoch + 1).astype(np.int64)
+        edges = np.linspace(0, self.per_epoch, self.batches_per_epoch + 1).astype(np.int64)
         while True:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-            while self.seen < self.count:
+            order = self._order(edges)
+            while self.seen < self.per_epoch:
                 start = self.seen
                 stop = int(edges[np.searchsorted(edges, start, side="right")])
                 self.seen = stop
                 yield order[start:stop]
             self.epoch, self.seen = self.epoch + 1, 0
+
+    def _order(self, edges: np.ndarray) -> np.ndarray:
+        """The samples of the running epoch: a permutation, changed only as far as batches lack positives."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        if self.positives is None:
+            return order
+        positive = self.positives[order]
+        if self.per_epoch < self.count:  # all positives, and the first of the others
+            others = np.cumsum(~positive) <= self.per_epoch - positive.sum()
+            order = order[positive | others]
+            positive = self.positives[order]
+        if (np.add.reduceat(positive.astype(np.int64), edges[:-1]) >= self.least).all():
+            return order
+        batches = len(edges) - 1
+        dealt = np.flatnonzero(positive)[: batches * self.least]  # so many for each batch, the rest fills up
+        rest = np.split(np.delete(order, dealt), np.cumsum(np.diff(edges) - self.least)[:-1])
+        return np.concatenate([np.r_[own, more] for own, more in zip(order[dealt].reshape(batches, -1), rest)])
 
     def state(self) -> dict[str, int]:
         return {"seed": self.seed, "epoch": self.epoch, "seen": self.seen}
@@ -96,7 +138,7 @@ class Sampler:
     def load_state(self, state: Mapping[str, int]) -> None:
         """DataError for numbers that no sampler of this many samples can have."""
         seed, epoch, seen = (int(state[key]) for key in ("seed", "epoch", "seen"))
-        if seed < 0 or epoch < 0 or not 0 <= seen <= self.count:
+        if seed < 0 or epoch < 0 or not 0 <= seen <= self.per_epoch:
             raise DataError(f"expected a place within {self.count} samples, got {dict(state)}")
         self.seed, self.epoch, self.seen = seed, epoch, seen
 

@@ -80,8 +80,13 @@ def fixed(modality: str, *, frozen: bool = False) -> Anchor:
 
 
 def random_modality(views: Embeddings) -> Embeddings:
-    """One modality for all the others, drawn anew at every call from torch's global generator."""
-    return _one_for_all(views, int(torch.randint(len(views.modalities), ())), frozen=False)
+    """One modality for all the others, drawn anew at every call from torch's global generator.
+
+    Of those that some sample has beside another, as far as there are any: another anchor would teach nothing.
+    """
+    able = (views.present & (views.present.sum(0) >= 2)).any(1).nonzero()[:, 0].tolist()
+    able = able or list(range(len(views.modalities)))
+    return _one_for_all(views, able[int(torch.randint(len(able), ()))], frozen=False)
 
 
 def weighted(weights: Mapping[str, float]) -> Anchor:

@@ -9,7 +9,7 @@ out.parts["leak"]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -78,6 +78,8 @@ class Objective(nn.Module):
     frozen: tuple[str, ...] = ()  # modalities whose towers the loop leaves as they are
     needs_views = False  # whether it cannot do without augmented views
     takes_groups = False  # whether it can leave out negatives
+    least = 1  # positives without which there is nothing to learn from in a batch
+    positive = "two modalities"  # what a sample must have to be a positive, in words
 
     def __init__(self, temperature: float, learn_temperature: bool):
         super().__init__()
@@ -118,6 +120,13 @@ class Objective(nn.Module):
     def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
         """The loss of sound input; with `takes_groups`, `groups` comes as a third argument."""
         raise NotImplementedError
+
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        """(N,) bool: the samples that are a positive somewhere, of (M, N) `present`; all others are negatives only.
+
+        Training draws its batches so that each has `least` of them. DataError if these modalities cannot be bound.
+        """
+        return present.sum(0) >= 2
 
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
         """(N, K): how the objective itself scores N candidates (N, D) of one modality against K tuples (M - 1, K, D) of

@@ -9,6 +9,7 @@ tiles (see tuples), and divided among ranks; PMRL and OVA-IB compare one vector 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -36,6 +37,11 @@ class TupleInfoNCE(Objective):
         self.label_smoothing = label_smoothing
 
     both_ways = True
+    least = 2
+    positive = "all modalities"
+
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        return present.all(0)
 
     def tuples(self, others: Tensor) -> tuple[Tensor, ...]:
         """What `score` wants to know of K tuples (M - 1, K, D)."""
@@ -127,9 +133,12 @@ class TRIANGLE(TupleInfoNCE):
     def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False, label_smoothing: float = 0.1):
         super().__init__(temperature=temperature, learn_temperature=learn_temperature, label_smoothing=label_smoothing)
 
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        _check_three(len(present))
+        return super().positives(present, modalities)
+
     def tuples(self, others: Tensor) -> tuple[Tensor, ...]:
-        if len(others) != 2:
-            raise DataError(f"triangle needs exactly three modalities, got {len(others) + 1}")
+        _check_three(len(others) + 1)
         return *others, *others.square().sum(2), (others[0] * others[1]).sum(1)
 
     def score(self, one: Tensor, *tuples: Tensor) -> Tensor:
@@ -139,6 +148,11 @@ class TRIANGLE(TupleInfoNCE):
         sides = (own + y_square - 2 * first) * (own + w_square - 2 * second)
         between = own - first - second + y_w
         return -((sides - between.square()).clamp(min=0) + EPS).sqrt() / 2
+
+
+def _check_three(modalities: int) -> None:
+    if modalities != 3:
+        raise DataError(f"triangle needs exactly three modalities, got {modalities}")
 
 
 class OVAIB(AnchorInfoNCE):
@@ -173,8 +187,14 @@ class PMRL(Objective):
     has no sign (44 % of them point away in the released code). We leave out their matching loss.
     """
 
+    least = 2
+    positive = "all modalities"
+
     def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False):
         super().__init__(temperature, learn_temperature)
+
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        return present.all(0)
 
     def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
         complete = complete_samples(z)

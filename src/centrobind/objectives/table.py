@@ -11,8 +11,12 @@ starts. docs/objectives.md has formulas, costs, known failures and sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
+from centrobind.errors import DataError
 from centrobind.objectives import anchors
 from centrobind.objectives.anchored import AllPairs, AnchorInfoNCE
 from centrobind.objectives.base import Objective
@@ -50,6 +54,10 @@ class WeightedCentroid(AnchorInfoNCE):
         super().__init__(anchor, temperature=temperature, learn_temperature=learn_temperature)
         self.anchor_weights = dict(weights or {})
 
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        counts = torch.tensor([self.anchor_weights.get(name, 1.0) > 0 for name in modalities])
+        return (present.sum(0) >= 2) & present[counts].any(0)
+
     def extra_repr(self) -> str:
         return f"weights={self.anchor_weights}"
 
@@ -79,6 +87,12 @@ class FABind(AnchorInfoNCE):
         super().__init__(function, temperature=temperature, learn_temperature=learn_temperature)
         self.anchor_modality = anchor
         self.frozen = (anchor,) if frozen else ()
+        self.positive = f"{anchor!r} and another modality"
+
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        if self.anchor_modality not in modalities:
+            raise DataError(f"no modality {self.anchor_modality!r} here, expected one of {list(modalities)}")
+        return (present.sum(0) >= 2) & present[list(modalities).index(self.anchor_modality)]
 
     def extra_repr(self) -> str:
         return f"anchor={self.anchor_modality!r}, frozen={bool(self.frozen)}"
@@ -87,8 +101,13 @@ class FABind(AnchorInfoNCE):
 class Unimodal(AnchorInfoNCE):
     """Each modality with its own augmented view and nothing across (SimCLR); the floor for retrieval."""
 
+    positive = "any modality"
+
     def __init__(self, *, temperature: float = 0.1, learn_temperature: bool = False):
         super().__init__(anchors.own_view, temperature=temperature, learn_temperature=learn_temperature)
+
+    def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
+        return present.any(0)
 
 
 # A new anchor is a function in anchors.py and a row here, `"median": partial(AnchorInfoNCE, anchors.median)`; or a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import save
 from centrobind.data import ReadAhead, Sampler, Samples
+from centrobind.data.batches import has_pairs
 from centrobind.distributed import Team
 from centrobind.distributed import team as our_team
-from centrobind.errors import ConfigError, DataError, RunError, Stopped
+from centrobind.errors import CentrobindWarning, ConfigError, DataError, RunError, Stopped
 from centrobind.evaluation.metrics import retrieval
 from centrobind.objectives.base import Loss, Objective
 from centrobind.progress import Watch, silent
@@ -55,6 +57,7 @@ def train(
     check_trainable(data, objective, settings)
     team = our_team()
     check_same(team, data, settings, seed)
+    valid = scorable(valid, team)
     validated, written = team.any(valid is not None), team.any(run is not None)
     run = run if team.leads else None
 
@@ -98,14 +101,34 @@ def check_trainable(data: Samples, objective: Objective, settings: TrainConfig) 
     """Say before the first step what would go wrong in it."""
     if len(data.modalities) < 2:
         raise DataError(f"binding needs at least two modalities, got {list(data.modalities)}")
-    together = int((data.present.sum(0) >= 2).sum())
-    if together < 2:
+    positives = int(positives_of(objective, data).sum())
+    if positives < max(2, objective.least):
         raise DataError(
-            f"only {together} of {len(data)} training samples have two modalities present, so there is nothing to "
-            "bind; check with `centrobind inspect` that the samples of the modalities belong together"
+            f"only {positives} of {len(data)} training samples have {objective.positive}, so there is nothing for "
+            f"{type(objective).__name__} to learn from, expected 2 or more; check with `centrobind inspect` that the "
+            "samples of the modalities belong together"
         )
     if objective.needs_views and settings.augment == 0:
         raise ConfigError("this objective compares each sample with an augmented view: train.augment must be above 0")
+
+
+def positives_of(objective: Objective, data: Samples) -> np.ndarray:
+    """(N,) bool: the samples that the objective learns from; all others are negatives only."""
+    return objective.positives(torch.from_numpy(data.present), data.modalities).numpy()
+
+
+def scorable(valid: Samples | None, team: Team) -> Samples | None:
+    """The validation samples, or nobody (and a warning) if no score can be computed from them."""
+    if valid is None or has_pairs(valid):
+        return valid
+    if team.leads:
+        warnings.warn(
+            f"none of the {len(valid)} validation samples has two modalities, so nothing can be scored: training "
+            "ends with its last weights; choose other validation samples",
+            CentrobindWarning,
+            stacklevel=3,
+        )
+    return None
 
 
 def check_same(team: Team, data: Samples, settings: TrainConfig, seed: int) -> None:
@@ -127,7 +150,8 @@ def fresh_state(
     team.spread(nn.ModuleDict({"towers": binder, "objective": objective}))
     towers = shard(binder, team) if settings.shard and team.size > 1 else binder
     modules = nn.ModuleDict({"towers": towers.train(), "objective": objective})
-    sampler = Sampler(len(data), settings.batch_size or min(DEFAULT_BATCH, len(data)), seed)
+    batch_size = settings.batch_size or min(DEFAULT_BATCH, len(data))
+    sampler = Sampler(len(data), batch_size, seed, positives=positives_of(objective, data), least=objective.least)
     return TrainingState(modules, make_optimizer(modules, settings), sampler, Best(run))
 
 
