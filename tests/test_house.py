@@ -32,7 +32,7 @@ ORDER = {
     "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",
     "arena": "contenders plan trials schedule standings pages demo",
     "serve": "values gallery access guard connection description api app",
-    "cli": "show search serve main",
+    "cli": "terminal show search serve main",
     "__main__": "",
 }
 PLACES = [f"{top}.{name}".rstrip(".") for top, names in ORDER.items() for name in names.split() or [""]]

@@ -476,3 +476,79 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, mixed, monkeypatch):
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(ExtraError, match=r"pip install 'centrobind\[lancedb\]'"):
         cb.build_index(build_binder(mixed, dim=8), mixed, tmp_path / "i", engine="lancedb")
+
+
+@pytest.mark.parametrize("engine", engines())
+def test_captions_stay_with_their_samples(tmp_path, engine):
+    """Through deletions, replacements, merges, a modality of texts with gaps, and samples that have none."""
+    draw = np.random.default_rng(0)
+    words = [f"thing {i} " + "x" * (300 if i % 7 == 0 else 0) for i in range(40)]
+    here = {"title": np.arange(40) % 3 != 1, "body": np.arange(40) % 4 != 0}
+    samples = cb.Samples.of(
+        {"a": draw.normal(size=(40, 3)), "title": words, "body": [f"body {i}" for i in range(40)]}, present=here
+    )
+    binder = build_binder(samples, dim=4)
+    first = next(name for name in samples.modalities if name in here)
+    literal = {
+        str(i): (words[i] if first == "title" else f"body {i}")[:200] if here[first][i] else None for i in range(40)
+    }
+
+    def shown():
+        index = cb.open_index(tmp_path / "i")
+        order = draw.permutation(len(index)).tolist()
+        assert index.captions([]) == []
+        return dict(zip([index.ids[row] for row in order], index.captions(order)))
+
+    index = cb.build_index(binder, samples.take(np.arange(30)), tmp_path / "i", engine=engine)
+    assert shown() == {name: literal[name] for name in map(str, range(30))}
+    index.add(samples.take(np.arange(30, 40)))
+    index.delete(["0", "31"])
+    index.add(as_samples_of_embeddings(binder, samples.take(np.arange(3)), prefix="bare "))
+    index.replace(samples.take(np.arange(5, 8)))
+    expected = {name: text for name, text in literal.items() if name not in ("0", "31")} | {
+        f"bare {i}": None for i in range(3)
+    }
+    assert shown() == expected
+    index.compact()
+    assert shown() == expected
+
+
+def as_samples_of_embeddings(binder, samples, *, prefix):
+    z = binder.embed(samples)
+    return Embeddings(z.z, z.present, z.modalities, np.array([f"{prefix}{i}" for i in range(len(z))]))
+
+
+def test_an_index_without_captions_opens_and_has_none(tmp_path):
+    index = made(tmp_path / "i", some_embeddings(5))
+    assert index.captions(range(5)) == [None] * 5
+
+
+@pytest.mark.parametrize("engine", engines())
+@pytest.mark.parametrize("ids", ["012", b"012", {"0", "1"}, {"0": 1}, frozenset("01")])
+def test_one_text_is_no_list_of_ids(tmp_path, engine, ids):
+    index = made(tmp_path / "i", some_embeddings(9, prefix=""), engine)
+    for use in (index.delete, index.embeddings, lambda ids: index.vectors("image", ids)):
+        with pytest.raises(DataError, match="expected a list of ids"):
+            use(ids)
+    assert len(cb.open_index(tmp_path / "i")) == 9
+    index.delete(np.array([0, 1]))
+    index.delete(("2",))
+    assert index.ids == [str(i) for i in range(3, 9)]
+
+
+@pytest.mark.parametrize("engine", engines())
+def test_vectors_that_are_not_of_unit_length_are_refused(tmp_path, engine):
+    """Their products with a query are no cosines; what rounding to 16 bits does to a length is no harm."""
+    index = made(tmp_path / "i", some_embeddings(9), engine)
+    more = some_embeddings(9, prefix="n")
+    for scale in (0.0, 0.5, 0.98, 1.02, 100.0, 1e30):
+        z = more.z.clone()
+        row = int(more.present[1].nonzero()[0])
+        z[1, row] *= scale
+        for write in (index.add, index.replace):
+            with pytest.raises(DataError, match=f"'sound': expected vectors of unit length.*1 others.*'n{row}'"):
+                write(Embeddings(z, more.present, more.modalities, more.ids))
+    assert len(cb.open_index(tmp_path / "i")) == 9
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        rounded = [f"{dtype}{i}" for i in range(9)]
+        index.add(Embeddings(more.z.to(dtype), more.present, more.modalities, np.array(rounded)))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import centrobind as cb
 from centrobind.binder.binder import build_binder
 from centrobind.cli.main import app
-from centrobind.errors import CentrobindError
+from centrobind.errors import CentrobindError, DataError
 from conftest import mixed_samples
 
 
@@ -72,6 +72,38 @@ def test_words_files_and_samples_find_what_their_vectors_find(world):
     assert all(f"\n{name}\n" in f"\n{said}" for name in index.modalities) and one in said
 
 
+def test_words_that_training_never_saw_are_named(world):
+    folder, binder, _ = world
+    hits = found(folder / "run", "--text", "red thing", "--want", "text")
+    done = run("search", folder / "run", "--text", "red xyzzy thing", "--not", "blue plugh", "--want", "text")
+    assert done.exit_code == 0 and "'xyzzy', 'plugh'" in done.stderr and "xyzzy" not in done.stdout
+    done = run("search", folder / "run", "--text", "red xyzzy", "--want", "text", "--json")
+    assert json.loads(done.output)["unknown"] == ["xyzzy"] and not done.stderr
+    assert not run("search", folder / "run", "--text", "red thing", "--want", "text").stderr and hits
+    (folder / "b.txt").write_text("xyzzy plugh\n")
+    for nothing in ("xyzzy", "Xyzzy PLUGH", "?!"):
+        for asked in (("--text", nothing), ("--text", f"text={nothing}"), ("--text", "red", "--not", nothing)):
+            done = run("search", folder / "run", *asked)
+            assert isinstance(done.exception, DataError) and "none of its words" in str(done.exception), asked
+        with pytest.raises(DataError, match="none of its words"):
+            cb.query(binder, {"text": nothing})
+        with pytest.raises(DataError, match="none of its words"):
+            cb.query(binder, {"vector": np.arange(5.0), "text": ["red", nothing]})
+    for asked in (("--file", folder / "b.txt"), ("--text", "red", "--not", f"file:{folder / 'b.txt'}")):
+        assert "none of its words" in str(run("search", folder / "run", *asked).exception)
+
+
+def test_hits_are_printed_with_what_they_are(world):
+    folder, _, mixed = world
+    words = dict(zip(np.flatnonzero(mixed.columns["text"].present).tolist(), mixed.columns["text"].take(np.arange(60))))
+    hits = found(folder / "run", "--text", "red thing", "--want", "vector", "-k", 60)
+    assert {hit["id"]: hit["caption"] for hit in hits} == {hit["id"]: words.get(int(hit["id"])) for hit in hits}
+    assert None in (captions := [hit["caption"] for hit in hits]) and len(set(captions)) > 10
+    lines = run("search", folder / "run", "--text", "red thing", "--want", "vector", "-k", 60).output.splitlines()[1:]
+    for hit, line in zip(hits, lines, strict=True):
+        assert line.endswith(hit["caption"] or hit["label"] or hit["id"]) and hit["id"] in line
+
+
 def test_splits_places_and_engines(world):
     folder, binder, mixed = world
     assert run("index", folder / "run", folder / "store", "--out", folder / "i", "--split", "test").exit_code == 0
@@ -94,9 +126,16 @@ def test_a_mistake_says_what_is_wrong(world, tmp_path):
         ("index", folder / "run", folder / "store", "--out", folder): "not of an index",
         ("index", folder / "run", folder / "store", "--out", folder / "j", "--engine", "faiss"): "expected one of",
         ("search", folder / "run"): "expected something to look for",
-        ("search", folder / "run", "--text", "x", "--want", "smell"): "no modality 'smell'",
-        ("search", folder / "run", "--text", "x", "--where", "label"): "expected label=name",
-        ("search", folder / "run", "--text", "x", "--where", "label=9"): "expected some of ['0', '1', '2'], got ['9']",
+        ("search", folder / "run", "--text", "red", "--want", "smell"): "no modality 'smell'",
+        ("search", folder / "run", "--text", "red", "--where", "label"): "expected label=name",
+        (
+            "search",
+            folder / "run",
+            "--text",
+            "red",
+            "--where",
+            "label=9",
+        ): "expected some of ['0', '1', '2'], got ['9']",
         ("search", folder / "run", "--text", "vector=x"): "'vector' is vector, not text",
         ("search", folder / "run", "--file", folder / "a.pdf"): "expected a file ending with one of .png",
         ("search", folder / "run", "--file", folder / "odd.npy"): "the binder has no modality for array of shape (3,)",

@@ -112,6 +112,16 @@ def test_search_is_the_literal_one(world):
     assert [hit["id"] for hit in found["samples"]] == best
 
 
+def test_words_that_training_never_saw_are_named(world):
+    _, _, app = world
+    query = {
+        "query": [{"modality": "text", "text": "red xyzzy"}],
+        "minus": [{"modality": "text", "text": "blue plugh"}],
+    }
+    assert ask(app, "POST", "/api/search", query).json()["unknown"] == ["xyzzy", "plugh"]
+    assert ask(app, "POST", "/api/search", {"query": [{"id": "3"}]}).json()["unknown"] == []
+
+
 def test_what_is_asked_with_is_not_found_in_its_own_modality(world):
     _, gallery, app = world
     row = first_with(gallery, "vector")
@@ -320,6 +330,7 @@ BAD = {
     "words for numbers": ({"query": [{"modality": "vector", "values": ["a"] * 5}]}, 400, "expected numbers"),
     "infinite": ({"query": [{"modality": "vector", "values": [1e999] * 5}]}, 400, "finite"),
     "empty text": ({"query": [{"modality": "text", "text": "  "}]}, 400, "without a letter"),
+    "words nobody knows": ({"query": [{"modality": "text", "text": "xyzzy plugh"}]}, 400, "none of its words"),
     "long text": ({"query": [{"modality": "text", "text": "a" * 10_001}]}, 400, "more than the 10,000"),
     "a path": ({"query": [{"modality": "picture", "file": "/etc/passwd"}]}, 400, "one of the form's files []"),
     "k": ({"query": [{"id": "1"}], "k": 1000}, 400, "1 to 200"),

@@ -113,6 +113,10 @@ class Words(nn.Module):
     def words(self) -> list[str]:
         return list(self.vocabulary)
 
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that training never saw; the encoder takes all of them for the same one."""
+        return [word for word in dict.fromkeys(split_words(text)) if word not in self.vocabulary]
+
     def set_words(self, words: list[str]) -> None:
         self.vocabulary = {word: number for number, word in enumerate(words, start=2)}
 

@@ -14,6 +14,7 @@ import typer
 
 from centrobind.cli import search
 from centrobind.cli.serve import serve, serve_run
+from centrobind.cli.terminal import say
 from centrobind.errors import CentrobindError, CentrobindWarning
 
 app = typer.Typer(
@@ -48,13 +49,13 @@ def demo(
 
     with progress("starting", (QUICK_STEPS if quick else STEPS) * len(ENTRIES)) as watch:
         results = run_demo(out, quick=quick, seed=seed, replace=force, watch=watch)
-    typer.echo("\nTest split, in %: recall@1/recall@10 of each direction, then accuracy of linear probes\n")
-    typer.echo(terminal_table(results["rows"]))
-    typer.echo(f"\n{results['sentence']}")
+    say("\nTest split, in %: recall@1/recall@10 of each direction, then accuracy of linear probes\n")
+    say(terminal_table(results["rows"]))
+    say(f"\n{results['sentence']}")
     for verdict in results["verdicts"]:
-        typer.echo(f"  - {verdict}")
-    typer.echo(f"\nIn brackets: 95 % intervals over test samples, one seed. Look at {out / 'report.html'}")
-    typer.echo(f"Ask it in words and pictures: centrobind serve {out} glyphs")
+        say(f"  - {verdict}")
+    say(f"\nIn brackets: 95 % intervals over test samples, one seed. Look at {out / 'report.html'}")
+    say(f"Ask it in words and pictures: centrobind serve {out} glyphs")
     if serve_it:
         serve_run(out, "glyphs", browse=True)
 
@@ -109,7 +110,7 @@ def import_(
     write_store(store, chunks, replace=force)
     if skipped:
         list_skipped(skipped, store / "skipped.csv")
-        typer.echo(f"{in_words(skipped)} and were left out: {store / 'skipped.csv'}\n  {first_of(skipped)}\n", err=True)
+        say(f"{in_words(skipped)} and were left out: {store / 'skipped.csv'}\n  {first_of(skipped)}\n", err=True)
     print_inspection(store, inspect_samples(open_store(store)))
 
 
@@ -165,7 +166,7 @@ def inspect(
 
         config = load_config(plan)
         needs = [vars(need) for need in needs_of(config)]
-        typer.echo(json.dumps(needs, indent=1)) if as_json else print_needs(plan, needs, config.train.chunk)
+        say(json.dumps(needs, indent=1)) if as_json else print_needs(plan, needs, config.train.chunk)
         return
     from centrobind.cli.show import print_inspection
     from centrobind.data import inspect_samples, open_store
@@ -173,7 +174,7 @@ def inspect(
 
     found = inspect_samples(open_store(store, verify=True) if verify else open_data(store))
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1))
+        say(json.dumps(found.as_dict(), indent=1))
     else:
         print_inspection(store, found)
 
@@ -201,7 +202,7 @@ def train(
         with progress(title, steps) if team.leads else nullcontext(silent) as watch:
             run_config(checked, resume=resume, replace_run=force, watch=watch)
     if team.leads:
-        typer.echo(f"binder: {Path(checked.out) / 'binder.safetensors'}")
+        say(f"binder: {Path(checked.out) / 'binder.safetensors'}")
 
 
 @app.command()
@@ -210,8 +211,8 @@ def replay(run: Annotated[Path, typer.Argument(help="the folder of a run that st
     from centrobind.training.replay import replay
 
     again = replay(run)
-    typer.echo(f"step {again.step}: loss {again.loss}, gradient {again.gradient}")
-    typer.echo("\n".join(f"  not finite: {what}" for what in again.found) or "  everything is finite")
+    say(f"step {again.step}: loss {again.loss}, gradient {again.gradient}")
+    say("\n".join(f"  not finite: {what}" for what in again.found) or "  everything is finite")
 
 
 @app.command()
@@ -234,9 +235,9 @@ def evaluate(
     if part.label is not None and learn is not None:
         options = {"train": binder.embed(learn), "train_labels": learn.label}
     found = evaluate(binder.embed(part), part.label, resamples=1000, **options)
-    typer.echo(terminal_table([{"label": f"{run} ({len(part)} samples)", "metrics": found}]))
+    say(terminal_table([{"label": f"{run} ({len(part)} samples)", "metrics": found}]))
     rest = {key: value for key, value in found.items() if "recall" not in key and "probe" not in key}
-    typer.echo("\n" + "\n".join(f"{key:<36} {value:.4f}" for key, value in rest.items()))
+    say("\n" + "\n".join(f"{key:<36} {value:.4f}" for key, value in rest.items()))
     if out is not None:
         write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
 
@@ -265,9 +266,9 @@ def diagnose(
     part, learn = _parts(samples, split)
     with progress("diagnosing", STEPS) as watch:
         found = diagnose(binder, part, objective=run_objective(run, binder), train=learn, watch=watch)
-    typer.echo(diagnosis_text(found))
+    say(diagnosis_text(found))
     if learn is None:
-        typer.echo("\nNot held out, as far as is known: bounds on samples that were trained on can be too high.")
+        say("\nNot held out, as far as is known: bounds on samples that were trained on can be too high.")
     if as_json is not None:
         write_atomically(as_json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
 
@@ -290,7 +291,7 @@ def embed(
     samples = samples if split is None else samples.part(split)
     with progress("embedding", len(samples)) as watch:
         embed_to(binder, samples, out, force=force, watch=watch)
-    typer.echo(f"{len(samples)} samples, {binder.dim} dimensions: {out}")
+    say(f"{len(samples)} samples, {binder.dim} dimensions: {out}")
 
 
 app.command()(search.index)
@@ -331,13 +332,13 @@ def compare(
         config = ArenaConfig(data=data, out=str(out), objectives=named, seeds=seeds, steps=steps)
     config, cuts = planned(config, None if budget is None else _seconds(budget), jobs=jobs)
     if budget is not None:
-        typer.echo(f"to fit {budget}: " + (", ".join(cuts) or "nothing had to be cut"))
+        say(f"to fit {budget}: " + (", ".join(cuts) or "nothing had to be cut"))
     arena = Arena(config)
     if not tables:
         with progress("arena", sum(arena.count())) as watch:
             arena.run(jobs=jobs, watch=watch)
-    typer.echo(markdown(write_results(arena, ours=ours)))
-    typer.echo(f"Look at {arena.out / 'report.html'}")
+    say(markdown(write_results(arena, ours=ours)))
+    say(f"Look at {arena.out / 'report.html'}")
 
 
 def _seconds(text: str) -> float:
@@ -369,7 +370,7 @@ def _key_value(text: str, option: str) -> tuple[str, str]:
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Ours without the line of code they come from; it means nothing to a user."""
     ours = issubclass(category, CentrobindWarning)
-    typer.echo(f"centrobind: {message}" if ours else warnings.formatwarning(message, category, *where[:2]), err=True)
+    say(f"centrobind: {message}" if ours else warnings.formatwarning(message, category, *where[:2]), err=True)
 
 
 def main() -> None:
@@ -381,7 +382,7 @@ def main() -> None:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))  # told by torchrun
         who = f"rank {os.environ.get('RANK')} of {ranks}: " if ranks > 1 else ""
         if not error.said:
-            typer.echo(f"centrobind: {who}{error}", err=True)
+            say(f"centrobind: {who}{error}", err=True)
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from centrobind.cli.terminal import plain, say
 from centrobind.errors import DataError
 
 Texts = list[str]
@@ -34,7 +35,7 @@ def index(
         made = build_index(
             binder, samples, place_of(run) if out is None else out, engine=engine, replace=force, watch=watch
         )
-    typer.echo(f"{len(made)} samples, {', '.join(made.modalities)}: {made.path}")
+    say(f"{len(made)} samples, {', '.join(made.modalities)}: {made.path}")
 
 
 def search(
@@ -77,11 +78,20 @@ def search(
             "id": one,
             "score": round(score, 4),
             "label": None if labels is None or labels.codes[row] < 0 else labels.names[labels.codes[row]],
+            "caption": caption,
         }
         for name, each in found.items()
-        for rank, (one, score, row) in enumerate(zip(each.ids[0], each.scores[0], each.rows[0]), start=1)
+        for rank, (one, score, row, caption) in enumerate(
+            zip(each.ids[0], each.scores[0], each.rows[0], opened.captions(each.rows[0])), start=1
+        )
     ]
-    typer.echo(json.dumps({"binder": binder.fingerprint, "hits": hits}, indent=1) if as_json else shown(hits))
+    if as_json:
+        say(json.dumps({"binder": binder.fingerprint, "unknown": asked.unknown, "hits": hits}, indent=1))
+        return
+    say(shown(hits))
+    if asked.unknown:
+        words = ", ".join(repr(word) for word in asked.unknown)
+        say(f"centrobind: never seen in training, and of no effect on these hits: {words}", err=True)
 
 
 def place_of(run: Path) -> Path:
@@ -101,13 +111,16 @@ def narrowed(where: Texts) -> dict[str, list[str]]:
 
 
 def shown(hits: list[dict[str, Any]]) -> str:
-    """A line per hit, under the name of its modality."""
+    """A line per hit, under the name of its modality: rank, cosine, id, label, and what it is in words."""
     if not hits:
         return "nothing found"
-    wide = max(len(hit["id"]) for hit in hits)
+    ids = [plain(hit["id"]) for hit in hits]
+    labels = [plain(hit["label"] or "") for hit in hits]
+    wide, wider = max(map(len, ids)), max(map(len, labels))
     lines = []
-    for hit in hits:
+    for hit, name, label in zip(hits, ids, labels):
         if hit["rank"] == 1:
             lines.append(hit["modality"])
-        lines.append(f"  {hit['rank']:>2}  {hit['score']:+.3f}  {hit['id']:<{wide}}  {hit['label'] or ''}".rstrip())
+        caption = plain(hit["caption"] or "")
+        lines.append(f"  {hit['rank']:>2}  {hit['score']:+.3f}  {name:<{wide}}  {label:<{wider}}  {caption}".rstrip())
     return "\n".join(lines)

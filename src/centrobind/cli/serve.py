@@ -47,6 +47,7 @@ def serve_run(
     browse: bool = False,
 ) -> None:
     """Open what is to be seen, with a bar for the first time, and serve it."""
+    from centrobind.cli.terminal import say
     from centrobind.progress import progress
     from centrobind.report.atlas import STEPS
     from centrobind.serve.app import needed
@@ -56,4 +57,4 @@ def serve_run(
     needed()  # before the seconds that the map takes
     with progress("opening", STEPS) as watch:
         gallery = open_gallery(run, store, split=split, index=index, cache=cache, watch=watch)
-    serve_gallery(gallery, host=host, port=port, token=token, allow=allow or [], browse=browse, say=typer.echo)
+    serve_gallery(gallery, host=host, port=port, token=token, allow=allow or [], browse=browse, say=say)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from centrobind.cli.terminal import plain
 from centrobind.evaluation.bounds import Bound
 from centrobind.evaluation.findings import Diagnosis
 from centrobind.report.tables import aligned
@@ -58,7 +60,7 @@ def _bar(bound: Bound, width: int = 24) -> str:
 def print_inspection(store: str | Path, found: Any) -> None:
     """What `inspect_samples` found, to the terminal."""
     console = Console()
-    table = Table(title=f"{store}: {found.samples} samples", title_justify="left")
+    table = Table(title=escape(f"{plain(str(store))}: {found.samples} samples"), title_justify="left")
     for head in ("modality", "kind", "shape", "type", "present", "missing"):
         table.add_column(head, justify="left" if head in ("modality", "kind") else "right")
     for name, about in found.modalities.items():
@@ -67,17 +69,17 @@ def print_inspection(store: str | Path, found: Any) -> None:
     console.print(table)
     for title, counts in (("splits", found.splits), ("labels", found.labels), ("together", found.together)):
         if counts:
-            shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
+            shown = ", ".join(f"{plain(str(name))} {count}" for name, count in list(counts.items())[:12])
             more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
-            console.print(f"[bold]{title}[/bold]: {shown}{more}", highlight=False)
+            console.print(f"[bold]{title}[/bold]: {escape(shown)}{more}", highlight=False)
     console.print("[bold]findings[/bold]:" + ("" if found.findings else " nothing looks wrong"))
     for finding in found.findings:
-        console.print(f"  - {finding}", highlight=False, markup=False)
+        console.print(f"  - {plain(str(finding))}", highlight=False, markup=False)
 
 
 def print_needs(path: Path, needs: list[dict[str, Any]], chunk: int | None) -> None:
     """The rows of a memory plan, to the terminal."""
-    table = Table(title=f"{path}: memory of tensors in MB, by batch size", title_justify="left")
+    table = Table(title=escape(f"{plain(str(path))}: memory of tensors in MB, by batch size"), title_justify="left")
     for head in needs[0]:
         table.add_column(head.replace("_", " "), justify="right")
     for need in needs:

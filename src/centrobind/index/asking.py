@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from centrobind.binder.binder import Binder
+from centrobind.binder.inputs import Words, split_words
 from centrobind.data import decode_image, decode_npy, decode_series, decode_sound, decode_text
 from centrobind.errors import DataError
 from centrobind.index.opening import Index
@@ -49,13 +50,30 @@ Given = list[tuple[str, Tensor]]  # modality, (n, D) unit vectors
 
 
 def embedded(binder: Binder, inputs: Mapping[str, Any]) -> Given:
-    """The unit embeddings of all values."""
+    """The unit embeddings of all values; DataError, too, for a text of which training saw no word."""
     found = []
     for name, value in inputs.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
         if values:
+            for text in values if binder.kinds.get(name) == "text" else []:
+                unknown_words(binder, name, text)
             found.append((name, binder.embed({name: values})[name]))
     return found
+
+
+def unknown_words(binder: Binder, modality: str, text: Any) -> list[str]:
+    """The words of a text that training never saw, where an encoder goes by words.
+
+    DataError if those are all it has: every such text has the same embedding, and what is near that means nothing.
+    """
+    inputs = binder.towers[modality].inputs
+    if not isinstance(text, str) or not isinstance(inputs, Words):
+        return []
+    unknown = inputs.unknown(text)
+    if len(unknown) == len(set(split_words(text))):
+        what = f"none of its words was seen in training ({', '.join(unknown[:5])})" if unknown else "has no word"
+        raise DataError(f"{modality} {text[:60]!r}: {what}, so nothing is near it; use other words, or a file or an id")
+    return unknown
 
 
 def combined(given: Given, unwanted: Given = (), weights: Mapping[str, float] | None = None) -> Tensor:
@@ -90,6 +108,7 @@ class Question:
     def __init__(self, binder: Binder, index: Index):
         self.binder, self.index = binder, index
         self.rows: dict[bool, Given] = {True: [], False: []}
+        self.unknown: list[str] = []  # words that training never saw
 
     def add(self, way: str, value: str, *, wanted: bool = True) -> None:
         """`way` is text, file or id; a value may say its modality first: "name=black knight". Raises DataError."""
@@ -108,7 +127,12 @@ class Question:
         name = name or self._only("text", f"the text {value!r}")
         if self.binder.kinds[name] != "text":
             raise DataError(f"{name}={value}: {name!r} is {self.binder.kinds[name]}, not text; give a file")
-        return embedded(self.binder, {name: [value]})
+        return self._embedded(name, value)
+
+    def _embedded(self, name: str, value: Any) -> Given:
+        given = embedded(self.binder, {name: [value]})
+        self.unknown = list(dict.fromkeys([*self.unknown, *unknown_words(self.binder, name, value)]))
+        return given
 
     def _file(self, name: str | None, value: str) -> Given:
         path = Path(value)
@@ -122,7 +146,7 @@ class Question:
             decoded = array if array is not None else _decoded(kind, path, shape)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return embedded(self.binder, {name: [decoded]})
+        return self._embedded(name, decoded)
 
     def _sample(self, name: str | None, value: str) -> Given:
         """All that a sample has, or one modality of it."""

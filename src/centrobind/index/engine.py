@@ -15,6 +15,9 @@ from torch import Tensor
 
 from centrobind.data import Codes, Samples
 
+CAPTION = "caption-of-the-sample"  # a column beside the modalities; theirs are names that somebody would choose
+LONGEST_CAPTION = 200  # characters
+
 
 @dataclass(frozen=True)
 class About:
@@ -50,6 +53,9 @@ class Engine(Protocol):
 
     def names(self, what: str) -> list[str]:
         """The categories there are; the engine may count some that only deleted samples had."""
+
+    def captions(self, rows: Sequence[int]) -> list[str | None]:
+        """What samples are in words, None where nothing says so."""
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """(n,) rows, -1 for an id that is not there."""

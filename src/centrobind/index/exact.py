@@ -13,7 +13,7 @@ from torch import Tensor
 
 from centrobind.data import Codes, Samples
 from centrobind.errors import DataError
-from centrobind.index.engine import About
+from centrobind.index.engine import CAPTION, About
 from centrobind.index.segments import (
     MANIFEST,
     Manifest,
@@ -122,6 +122,16 @@ class Exact:
     def names(self, what: str) -> list[str]:
         found = (getattr(one.samples, what) for one in self.now.segments)
         return list(dict.fromkeys(name for codes in found if codes is not None for name in codes.names))
+
+    def captions(self, rows: Sequence[int]) -> list[str | None]:
+        found: list[str | None] = [None] * len(rows)
+        for segment, which, places in self.now.parts(np.asarray(rows, np.int64)):
+            column = segment.samples.columns.get(CAPTION)
+            if column is not None and column.kind == "text":
+                here = column.present[places]
+                for place, text in zip(which[here], column.take(places[here])):
+                    found[place] = str(text)
+        return found
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         return np.array([self.now.row_of.get(one, -1) for one in ids], np.int64)

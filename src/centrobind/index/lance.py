@@ -24,7 +24,7 @@ from centrobind.data import Codes, Column, Samples
 from centrobind.data.store import CATEGORIES
 from centrobind.errors import DataError, StoreError
 from centrobind.extras import extra
-from centrobind.index.engine import About
+from centrobind.index.engine import CAPTION, About
 from centrobind.index.segments import locked
 
 TABLE, FORMAT, VERSION = "samples", "centrobind-index", 1
@@ -104,7 +104,7 @@ class Lance:
         with _one_writer(path):
             table = connect(path).create_table(
                 TABLE,
-                pa.RecordBatchReader.from_batches(schema, _batches(about, chunks)),
+                pa.RecordBatchReader.from_batches(schema, _batches(about, chunks, schema)),
                 schema=schema,
                 mode="overwrite" if exists(path) else "create",
                 on_bad_vectors="null",  # its word for a missing one
@@ -131,6 +131,15 @@ class Lance:
     def names(self, what: str) -> list[str]:
         codes = self.codes(what)
         return [] if codes is None else list(codes.names)
+
+    def captions(self, rows: Sequence[int]) -> list[str | None]:
+        now = self.now
+        if "caption" not in now.table.schema.names or not len(rows):
+            return [None] * len(rows)
+        wanted = now.places[0][np.asarray(rows, np.int64)]
+        taken = now.table.take_row_ids(np.unique(wanted).tolist()).select(["caption"]).with_row_id().to_arrow()
+        texts = dict(zip(taken["_rowid"].to_pylist(), taken["caption"].to_pylist()))
+        return [texts[place] for place in wanted.tolist()]
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         return np.array([self.now.row_of.get(one, -1) for one in ids], np.int64)
@@ -186,7 +195,8 @@ class Lance:
 
         with _one_writer(self.path):
             now = Version.latest(self.path)
-            new = pa.Table.from_batches(_batches(now.about, chunks), _schema(now.about))
+            schema = _schema(now.about, captions="caption" in now.table.schema.names)
+            new = pa.Table.from_batches(_batches(now.about, chunks, schema), schema)
             if not replacing and (twice := [one for one in new["id"].to_pylist() if one in now.row_of]):
                 raise DataError(
                     f"{len(twice)} of these ids are in the index already, first {twice[:5]}; replace them instead"
@@ -224,24 +234,26 @@ def _one_writer(path: str | Path) -> Any:
     return nullcontext() if "://" in str(path) else locked(Path(path))
 
 
-def _schema(about: About) -> Any:
+def _schema(about: About, *, captions: bool = True) -> Any:
+    """`captions` is False for a table that was made before there were any."""
     import pyarrow as pa
 
     said = {"format": FORMAT, "version": VERSION, **about.as_dict()}
     vectors = [pa.field(f"x_{name}", pa.list_(pa.float32(), about.dim)) for name in about.modalities]
-    texts = [pa.field(what, pa.string()) for what in CATEGORIES]
+    texts = [pa.field(what, pa.string()) for what in (*CATEGORIES, *(["caption"] if captions else []))]
     return pa.schema(
         [pa.field("id", pa.string(), nullable=False), *texts, *vectors],
         metadata={"centrobind": json.dumps(said)},
     )
 
 
-def _batches(about: About, chunks: Iterable[Samples]) -> Iterator[Any]:
+def _batches(about: About, chunks: Iterable[Samples], schema: Any) -> Iterator[Any]:
     import pyarrow as pa
 
-    schema = _schema(about)
     for chunk in chunks:
         texts = [_texts(getattr(chunk, what), len(chunk)) for what in CATEGORIES]
+        if "caption" in schema.names:
+            texts.append(_captions(chunk))
         vectors = [_vectors(chunk.columns.get(name), len(chunk), about.dim) for name in about.modalities]
         yield pa.RecordBatch.from_arrays([pa.array(chunk.ids[:], pa.string()), *texts, *vectors], schema=schema)
 
@@ -252,6 +264,16 @@ def _texts(codes: Codes | None, count: int) -> Any:
     if codes is None:
         return pa.nulls(count, pa.string())
     return pa.array(codes.names, pa.string()).take(pa.array(codes.codes, pa.int32(), mask=codes.codes < 0))
+
+
+def _captions(chunk: Samples) -> Any:
+    import pyarrow as pa
+
+    column = chunk.columns.get(CAPTION)
+    if column is None or column.kind != "text":
+        return pa.nulls(len(chunk), pa.string())
+    texts = iter(column.take(np.arange(len(chunk))))
+    return pa.array([next(texts) if here else None for here in column.present], pa.string())
 
 
 def _vectors(column: Column | None, count: int, dim: int) -> Any:

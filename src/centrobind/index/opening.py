@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.embedding import embedded_chunks
-from centrobind.data import Codes, Samples
+from centrobind.data import Codes, Column, Samples, Strings
 from centrobind.data.store import CATEGORIES
 from centrobind.errors import DataError, StoreError
-from centrobind.index.engine import About, Engine
+from centrobind.index.engine import CAPTION, LONGEST_CAPTION, About, Engine
 from centrobind.index.exact import Exact
 from centrobind.index.lance import Lance, exists
 from centrobind.index.segments import MANIFEST
@@ -25,6 +25,7 @@ from centrobind.types import Embeddings, unit
 
 ENGINES: dict[str, type[Engine]] = {"exact": Exact, "lancedb": Lance}
 MOST_PAIRS = 10_000
+NOT_UNIT = 1e-2  # further from length 1 than rounding to 16 bits would bring a vector
 ABOUT = CATEGORIES  # label, split, group: what a search can be narrowed by
 
 
@@ -89,6 +90,10 @@ class Index:
         if what not in ABOUT:
             raise DataError(f"expected one of {list(ABOUT)}, got {what!r}")
         return self._engine.codes(what)
+
+    def captions(self, rows: Sequence[int]) -> list[str | None]:
+        """What the samples of these rows are in words: the first text they had when they were indexed, else None."""
+        return self._engine.captions(rows)
 
     def search(
         self,
@@ -181,7 +186,7 @@ class Index:
 
     def delete(self, ids: Sequence[str]) -> None:
         """Take samples out; DataError if one of the ids is not there, and then none is taken out."""
-        self._engine.delete([str(one) for one in ids])
+        self._engine.delete(_list_of_ids(ids))
 
     def refresh(self) -> bool:
         """See what others wrote since; False if that is nothing."""
@@ -196,9 +201,10 @@ class Index:
             raise DataError(f"no modality {name!r} in this index, expected one of {list(self.modalities)}")
 
     def _rows(self, ids: Sequence[str]) -> np.ndarray:
-        rows = self._engine.rows([str(one) for one in ids])
+        names = _list_of_ids(ids)
+        rows = self._engine.rows(names)
         if (rows < 0).any():
-            missing = [one for one, row in zip(ids, rows) if row < 0]
+            missing = [name for name, row in zip(names, rows) if row < 0]
             raise DataError(f"{len(missing)} of these ids are not in the index, first {missing[:5]}")
         return rows
 
@@ -222,13 +228,20 @@ class Index:
             raise DataError("label=, split= and group= go with embeddings; samples have their own")
         if self.binder is None:
             raise DataError("to add samples, open the index with its binder: open_index(path, binder)")
-        return embedded_chunks(self.binder, data, watch)
+        return _with_captions(self.binder, data, watch)
 
     def _fits(self, samples: Samples) -> Samples:
         for name, column in samples.columns.items():
             self._check_modality(name)
             if column.present.any() and column.shape != (self.dim,):
                 raise DataError(f"{name!r}: expected embeddings of {self.dim} dimensions, got {column.shape[0]}")
+            lengths = np.linalg.norm(column.take(np.arange(len(samples))).astype(np.float64), axis=1)
+            if len(bad := np.flatnonzero(~(np.abs(lengths - 1) < NOT_UNIT))):
+                some = [samples.ids[np.flatnonzero(column.present)[bad[:5]]], lengths[bad[:5]].round(4).tolist()]
+                raise DataError(
+                    f"{name!r}: expected vectors of unit length, as the binder makes them, got {len(bad)} others; ids "
+                    f"and lengths of the first: {some}. Embeddings.of brings rows to unit length"
+                )
         return samples
 
 
@@ -256,8 +269,30 @@ def build_index(
             "overwrite one of the same engine"
         )
     about = About(binder.fingerprint, binder.dim, binder.modalities)
-    ENGINES[engine].create(path, about, embedded_chunks(binder, samples, watch))
+    ENGINES[engine].create(path, about, _with_captions(binder, samples, watch))
     return open_index(path, binder)
+
+
+def _with_captions(binder: Binder, samples: Samples, watch: Watch) -> Iterator[Samples]:
+    """The embeddings of samples, chunk by chunk, and beside them what each of them is in words."""
+    texts = next((name for name, column in samples.columns.items() if column.kind == "text"), None)
+    done = 0
+    for chunk in embedded_chunks(binder, samples, watch):
+        if texts is not None and CAPTION not in chunk.columns:
+            source = samples.columns[texts].present[done : done + len(chunk)]
+            words = samples.columns[texts].take(np.arange(done, done + len(chunk)))
+            rows = np.where(source, np.cumsum(source) - 1, -1).astype(np.int32)
+            column = Column(Strings.of([str(text)[:LONGEST_CAPTION] for text in words]), rows, "text")
+            chunk = replace(chunk, columns={**chunk.columns, CAPTION: column})
+        done += len(chunk)
+        yield chunk
+
+
+def _list_of_ids(ids: Sequence[Any] | np.ndarray) -> list[str]:
+    """DataError for one text, which would be taken for the ids of its letters, and for what has no order."""
+    if isinstance(ids, str | bytes | Mapping | Set):
+        raise DataError(f"ids: expected a list of ids, got {type(ids).__name__} {str(ids)[:40]!r}; write [id] for one")
+    return [str(name) for name in ids]
 
 
 def engine_at(path: str | Path) -> type[Engine] | None:

@@ -1,7 +1,7 @@
 """An index on disk, the exact engine's: immutable segments and one manifest that says which of them count.
 
     index.json          format, version, fingerprint, dim, modalities, and the segments with their dead
-    segment-7/          a store of embeddings, written once: vectors, ids, labels, splits and groups
+    segment-7/          a store of embeddings, written once: vectors, ids, captions, labels, splits and groups
     dead-7-9.npy        int32: which samples of segment 7 were deleted or replaced, as of write 9
     lock                held by the one process that writes
 
@@ -33,7 +33,7 @@ from centrobind.data import Samples, open_store, write_store
 from centrobind.data.samples import NAME, NOT_AN_ARRAY
 from centrobind.errors import CheckpointError, StoreError
 from centrobind.files import not_written, write_atomically
-from centrobind.index.engine import About
+from centrobind.index.engine import CAPTION, About
 
 FORMAT, VERSION, MANIFEST = "centrobind-index", 1, "index.json"
 OURS = re.compile(r"segment-\d+(\.partial|\.old)?|dead-\d+-\d+\.npy(\.partial)?|index\.json(\.partial)?|lock")
@@ -138,6 +138,8 @@ def _segment(path: Path, number: int, count: int, dead_file: str | None, names: 
     segment = open_segment(path, number)
     samples = segment.samples
     for name, column in samples.columns.items():
+        if name == CAPTION and name not in names and column.kind == "text":
+            continue
         empty = not column.present.any()
         if name not in names or column.kind != "vector" or not (empty or column.shape == (dim,)):
             raise StoreError(f"segment-{number}: {name!r} {column!r} is no modality of {dim} dimensions of this index")
@@ -161,7 +163,7 @@ def open_segment(path: Path, number: int) -> Segment:
     samples = open_store(folder)
     vectors = {}
     for name, column in samples.columns.items():
-        if column.present.any():
+        if column.present.any() and column.kind != "text":
             # "c": torch wants memory that may be written to; what is written there stays in this process.
             vectors[name] = torch.from_numpy(np.load(folder / f"x_{name}.npy", mmap_mode="c", allow_pickle=False))
     return Segment(number, samples, vectors)

@@ -20,13 +20,12 @@ from torch import Tensor
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import load
 from centrobind.binder.embedding import embed_views
-from centrobind.binder.inputs import split_words
 from centrobind.data import Samples
 from centrobind.errors import CheckpointError, ConfigError, DataError, StoreError
 from centrobind.evaluation.diagnose import examine
 from centrobind.evaluation.metrics import geometry, retrieval
 from centrobind.index import Index, build_index, open_index
-from centrobind.index.asking import Given, combined, embedded
+from centrobind.index.asking import Given, combined, embedded, unknown_words
 from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, silent
 from centrobind.report.atlas import STEPS, Atlas, cached_atlas
@@ -215,14 +214,8 @@ class Gallery:
         return {"hits": hits, "samples": together, "unknown": self._unknown_words([*parts, *minus])}
 
     def _unknown_words(self, parts: Sequence[Part]) -> list[str]:
-        """Words that training never saw, where a tower goes by words: they all mean the same to it, nothing."""
-        unknown = []
-        for part in parts:
-            vocabulary = (
-                None if part.id is not None else getattr(self.binder.towers[part.modality].inputs, "vocabulary", None)
-            )
-            if vocabulary is not None:
-                unknown += [word for word in split_words(part.value) if word not in vocabulary]
+        asked = [(part.modality, part.value) for part in parts if part.modality is not None and part.id is None]
+        unknown = [word for modality, value in asked for word in unknown_words(self.binder, modality, value)]
         return list(dict.fromkeys(unknown))[:MOST_WORDS]
 
     def _hit(self, one: str, score: float) -> dict[str, Any]:
