@@ -76,8 +76,9 @@ def gradient(team, name, count, layout):
     with seeded(1, 2):
         z, views = binder(batch), binder(augment(batch, binder.kinds, seed=(3, 4)))
         z, views = team.gather(z, views, ids=batch.whole)
+        groups = torch.from_numpy(rows % 4) if layout == "gaps" else None
         with team.dividing():
-            loss = objective(z, views=views)
+            loss = objective(z, views=views, groups=groups)
     loss.total.backward()
     team.average(modules.parameters())
     found = {key: value.grad for key, value in modules.named_parameters() if value.grad is not None}

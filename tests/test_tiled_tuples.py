@@ -21,25 +21,30 @@ def form(request, monkeypatch):
     monkeypatch.setattr(tiled_tuples, "DENSE_UP_TO", request.param[1])
 
 
+GROUPS = [None, torch.arange(SAMPLES) % 4, torch.zeros(SAMPLES, dtype=torch.int64)]
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=["no groups", "groups", "one group"])
 @pytest.mark.parametrize(("name", "count"), CASES)
-def test_equals_the_loop(name, count, form):
+def test_equals_the_loop(name, count, groups, form):
     z, views = data(count, samples=SAMPLES)
     complete = int(z.present.all(0).sum())
     assert 2 <= complete < SAMPLES and complete % 3, "the last tile is a narrower one"
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        expected = loop_joint(name, z.z, views.z, z.present, 0.3)
-    assert value(make(name, count), z, views).item() == pytest.approx(expected, rel=1e-6)
+        expected = loop_joint(name, z.z, views.z, z.present, 0.3, groups)
+    assert value(make(name, count), z, views, groups).item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("groups", GROUPS[:2], ids=["no groups", "groups"])
 @pytest.mark.parametrize(("name", "count"), CASES)
-def test_gradients_are_those_of_one_matrix(name, count, form, monkeypatch):
+def test_gradients_are_those_of_one_matrix(name, count, groups, form, monkeypatch):
     z, views = data(count, samples=SAMPLES)
     found = []
     for _ in range(2):
         leaves = [part.z.clone().requires_grad_() for part in (z, views)]
         objective = make(name, count, learn_temperature=True)
-        total = value(objective, z.with_z(leaves[0]), views.with_z(leaves[1]))
+        total = value(objective, z.with_z(leaves[0]), views.with_z(leaves[1]), groups)
         found.append([total.detach(), *torch.autograd.grad(3 * total, [*leaves, objective.temperature.log])])
         monkeypatch.setattr(tiled_tuples, "DENSE_UP_TO", 1000)
     for got, expected in zip(*found):
@@ -55,7 +60,7 @@ def test_gradients_are_right(name, count, monkeypatch):
     objective = make(name, count, learn_temperature=True)
 
     def total(a, b, _):
-        return value(objective, z.with_z(a), views.with_z(b))
+        return value(objective, z.with_z(a), views.with_z(b), torch.arange(9) % 4)
 
     given = (z.z.requires_grad_(), views.z.requires_grad_(), objective.temperature.log)
     assert torch.autograd.gradcheck(total, given, fast_mode=True)

@@ -71,12 +71,20 @@ def loop_objective(name, z, views, present, tau, anchor=None, weights=None):
 
 
 def cross_entropy(logits, smoothing=0.0):
-    """Mean over rows, the target of row i is i."""
+    """Mean over rows, the target of row i is i; None is no candidate."""
     losses = []
     for i, row in enumerate(logits):
-        logs = [v - math.log(sum(math.exp(w) for w in row)) for v in row]
-        losses.append(-(1 - smoothing) * logs[i] - smoothing * sum(logs) / len(logs))
+        total = math.log(sum(math.exp(w) for w in row if w is not None))
+        logs = [v - total for v in row if v is not None]
+        losses.append(-(1 - smoothing) * (row[i] - total) - smoothing * sum(logs) / len(logs))
     return sum(losses) / len(losses)
+
+
+def without_kin(logits, groups):
+    """None for others of the same group."""
+    return [
+        [None if i != j and groups[i] == groups[j] else v for j, v in enumerate(row)] for i, row in enumerate(logits)
+    ]
 
 
 def transposed(logits):
@@ -102,9 +110,14 @@ def area(x, y, w, eps=1e-6):
     return math.sqrt(4 * square + eps) / 2
 
 
-def loop_joint(name, z, views, present, tau):
-    """The peers, from the formulas in their papers, over the samples that have everything."""
-    complete = present.all(0)
+def loop_joint(name, z, views, present, tau, groups=None):
+    """The peers, from the formulas in their papers, over the samples that have everything.
+
+    `groups`: a tuple whose members are all of the candidate's group is no negative of it.
+    """
+    complete, grouped = present.all(0), groups is not None
+    groups = list(range(len(complete))) if groups is None else groups.tolist()
+    groups = [group for group, whole in zip(groups, complete.tolist()) if whole]
     z, views = z[:, complete], views[:, complete]
     count, samples, dim = z.shape
     terms = []
@@ -119,7 +132,8 @@ def loop_joint(name, z, views, present, tau):
                 singular.append([math.sqrt(float(v) ** 2 + 1e-6) for v in s] + [1e-3] * (count - len(s)))
             first = [[v / tau for v in row] for row in singular]
             spectrum = sum(math.log(sum(math.exp(v) for v in row)) - row[0] for row in first) / samples
-            terms += [spectrum, cross_entropy([[dot(u, v) / tau for v in leading] for u in leading])]
+            logits = [[dot(u, v) / tau for v in leading] for u in leading]
+            terms += [spectrum, cross_entropy(without_kin(logits, groups))]
         return sum(terms) / 2
     for m in range(count):
         others = [k for k in range(count) if k != m]
@@ -131,13 +145,15 @@ def loop_joint(name, z, views, present, tau):
                     rows = [i if i == j else int(shuffle[j]) for shuffle in shuffles]
                     product = [math.prod(float(views[k, r, d]) for k, r in zip(others, rows)) for d in range(dim)]
                     logits[i][j] = dim ** ((count - 2) / 2) * dot(z[m, i], product) / tau
+                    if grouped and i != j and all(groups[r] == groups[i] for r in rows):
+                        logits[i][j] = None
             terms.append(cross_entropy(logits))
             continue
         score = {
             "gram": lambda i, j: -volume([z[m, i], *(views[k, j] for k in others)]),
             "triangle": lambda i, j: -area(z[m, i], views[others[0], j], views[others[1], j]),
         }[name]
-        logits = [[score(i, j) / tau for j in range(samples)] for i in range(samples)]
+        logits = without_kin([[score(i, j) / tau for j in range(samples)] for i in range(samples)], groups)
         terms += [cross_entropy(logits, 0.1), cross_entropy(transposed(logits), 0.1)]
     return sum(terms) / len(terms)
 

@@ -33,6 +33,7 @@ class Batch:
     # how many of the whole's inputs lie before this part's, and how many there are.
     whole: np.ndarray | None = None
     place: Mapping[str, tuple[int, int]] | None = None
+    groups: np.ndarray | None = None  # (N of the whole,) int64: samples of one group are no negatives of each other
 
     @property
     def modalities(self) -> tuple[str, ...]:

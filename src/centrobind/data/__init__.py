@@ -7,7 +7,7 @@ from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
 from centrobind.data.opening import open_store
-from centrobind.data.repeats import MISSING, digests, same_things, sameness
+from centrobind.data.repeats import MISSING, digests, kinship, same_things, sameness
 from centrobind.data.samples import Codes, Column, Samples, Strings
 from centrobind.data.sound import decode_sound, decode_wave, log_mel
 from centrobind.data.store import write_store
@@ -36,6 +36,7 @@ __all__ = [
     "digests",
     "glyphs",
     "inspect_samples",
+    "kinship",
     "log_mel",
     "open_store",
     "read_chunks",

@@ -19,6 +19,9 @@ from scipy.sparse.csgraph import connected_components
 from centrobind.data.samples import Codes, Samples
 
 CHUNK = 4096
+MOST_REPEATED = 0.5  # share of samples with one value, beyond which it is a constant and says nothing
+MOST_BYTES = 2**31  # of one modality that are read before training, to see what repeats
+CHAINED = 2  # times the largest group of equal values that a group may be, joined over modalities
 MISSING = 0  # the digest of no value
 
 
@@ -74,3 +77,48 @@ def same_things(group: Codes | None, values: np.ndarray) -> np.ndarray | None:
     parts = np.bincount(np.unique(np.stack([place, part[: len(rows)]], 1), axis=0)[:, 0])
     several = sizes > 1
     return codes if (parts[several] == 1).mean() >= 0.5 else None
+
+
+def kinship(samples: Samples) -> np.ndarray | None:
+    """(N,) int64 codes for training: samples of one code are no negatives of each other; None if all stand alone.
+
+    They are one thing by the column `group`, or hold equal values in some modality. Equal values of several modalities
+    would chain unlike samples together (a class and a colour: everything); so a modality joins in, those with most
+    different values first, only while no group exceeds CHAINED times the largest group of equal values.
+    """
+    small = [name for name, column in samples.columns.items() if column.values_bytes <= MOST_BYTES]
+    values = value_digests(samples.only(small))
+    count = len(samples)
+    links = []
+    if (things := same_things(samples.group, values)) is not None:
+        links.append(_links(things, things >= 0))
+    rest = [_links(row, row != MISSING) for row in values]
+    links += sorted(rest, key=lambda link: -int(link[1].max(initial=-1)))
+    kin, largest = np.arange(count), 1
+    used: list[tuple[np.ndarray, np.ndarray]] = []
+    for link in links:
+        own = int(np.bincount(link[1]).max(initial=0))
+        if not 1 < own <= MOST_REPEATED * count:
+            continue
+        joined = _joined([*used, link], count)
+        if np.bincount(joined).max() <= CHAINED * max(own, largest):
+            kin, largest, used = joined, max(own, largest), [*used, link]
+    return kin.astype(np.int64) if used else None
+
+
+def _links(codes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The samples that have a code, and which of the different codes each has."""
+    rows = np.flatnonzero(known)
+    _, place = np.unique(codes[rows], return_inverse=True)
+    return rows, place.ravel()
+
+
+def _joined(links: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """(N,) codes, equal for samples that any chain of links connects."""
+    edges, nodes = [], count
+    for rows, place in links:
+        edges.append(np.stack([rows, place + nodes]))
+        nodes += int(place.max(initial=-1)) + 1
+    ends = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(ends.shape[1], bool), (ends[0], ends[1])), shape=(nodes, nodes))
+    return connected_components(graph, directed=False)[1][:count]

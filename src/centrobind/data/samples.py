@@ -135,6 +135,11 @@ class Column:
         return self.rows >= 0
 
     @property
+    def values_bytes(self) -> int:
+        """The size of all values, in memory or on the disk."""
+        return self.values.blob.nbytes if isinstance(self.values, Strings) else self.values.nbytes
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample; () for text."""
         return () if isinstance(self.values, Strings) else self.values.shape[1:]

@@ -36,6 +36,7 @@ class TupleInfoNCE(Objective):
         super().__init__(temperature, learn_temperature)
         self.label_smoothing = label_smoothing
 
+    takes_groups = True
     both_ways = True
     least = 2
     positive = "all modalities"
@@ -54,21 +55,23 @@ class TupleInfoNCE(Objective):
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
         return self.score(one, *self.tuples(others))
 
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
         views = z if views is None else views
         complete = complete_samples(z)
         temperature = self.temperature()
-        forward, backward = self.losses(z.z[:, complete], views.z[:, complete], temperature)
+        kin = None if groups is None else groups[complete]
+        forward, backward = self.losses(z.z[:, complete], views.z[:, complete], temperature, kin)
         terms = {f"{name}/to_tuple": term for name, term in zip(z.modalities, forward)}
         if self.both_ways:
             terms |= {f"{name}/from_tuple": term for name, term in zip(z.modalities, backward)}
         return Loss(
-            torch.stack(list(terms.values())).mean(), partial(measure, z.detach(), views.detach(), temperature, terms)
+            torch.stack(list(terms.values())).mean(),
+            partial(measure, z.detach(), views.detach(), temperature, terms, groups),
         )
 
-    def losses(self, one: Tensor, other: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, one: Tensor, other: Tensor, temperature: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of each modality, (M,) each way, of samples that are complete."""
-        return tuple_infonce(self, one, other, temperature, smoothing=self.label_smoothing)
+        return tuple_infonce(self, one, other, temperature, smoothing=self.label_smoothing, groups=groups)
 
 
 class Symile(TupleInfoNCE):
@@ -89,7 +92,7 @@ class Symile(TupleInfoNCE):
     def score(self, one: Tensor, *tuples: Tensor) -> Tensor:
         return one @ tuples[0].T
 
-    def losses(self, one: Tensor, other: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, one: Tensor, other: Tensor, temperature: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         places = range(len(one))
         shuffled = [torch.randperm(one.shape[1], device=one.device) for m in places for _ in places[1:]]
         positive = []
@@ -98,7 +101,7 @@ class Symile(TupleInfoNCE):
             positive.append((one[m] * product).sum(1))
         order = torch.stack(shuffled).unflatten(0, (len(one), -1))
         match = torch.stack(positive)
-        return tuple_infonce(self, one, other, temperature, both_ways=False, order=order, match=match)
+        return tuple_infonce(self, one, other, temperature, both_ways=False, order=order, match=match, groups=groups)
 
 
 class GRAM(TupleInfoNCE):
@@ -187,6 +190,7 @@ class PMRL(Objective):
     has no sign (44 % of them point away in the released code). We leave out their matching loss.
     """
 
+    takes_groups = True
     least = 2
     positive = "all modalities"
 
@@ -196,14 +200,15 @@ class PMRL(Objective):
     def positives(self, present: Tensor, modalities: Sequence[str]) -> Tensor:
         return present.all(0)
 
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
         complete = complete_samples(z)
         temperature = self.temperature()
         parts = {"z": z} if views is None else {"z": z, "views": views}
         values, leading = zip(*(leading_direction(part.z[:, complete]) for part in parts.values()))
         leading = torch.stack(leading)
         there = torch.ones(leading.shape[:2], dtype=torch.bool, device=leading.device)
-        instances = infonce(leading, leading, there, there, temperature).forward
+        kin = None if groups is None else groups[complete]
+        instances = infonce(leading, leading, there, there, temperature, groups=kin).forward
         first = torch.zeros(len(values[0]), dtype=torch.int64, device=leading.device)
         terms = {}
         for place, label in enumerate(parts):
@@ -211,7 +216,7 @@ class PMRL(Objective):
             terms[f"{label}/instances"] = instances[place]
         total = 2 * torch.stack(list(terms.values())).mean()  # the sum of the two losses, averaged over views
         views = z if views is None else views
-        return Loss(total, partial(measure, z.detach(), views.detach(), temperature, terms))
+        return Loss(total, partial(measure, z.detach(), views.detach(), temperature, terms, groups))
 
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
         """The leading singular value of candidate and tuple together, (N, K)."""
@@ -233,11 +238,13 @@ def complete_samples(z: Embeddings) -> Tensor:
     return complete
 
 
-def measure(z: Embeddings, views: Embeddings, temperature: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+def measure(
+    z: Embeddings, views: Embeddings, temperature: Tensor, terms: dict[str, Tensor], groups: Tensor | None
+) -> dict[str, float]:
     """The parts of a joint objective: its own terms, and intra and inter as for all objectives."""
     return {
         **{name: float(term) for name, term in terms.items()},
-        **intra_and_inter(z, views, temperature),
+        **intra_and_inter(z, views, temperature, groups),
         "leak": 0.0,
         "temperature": temperature.item(),
     }

@@ -51,25 +51,27 @@ def tuple_infonce(
     both_ways: bool = True,
     order: Tensor | None = None,
     match: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean loss in nats of each modality, (M,): candidates among tuples, and tuples among candidates (else zeros).
 
     `one`, `other`: (M, N, D), every sample complete; candidates are of `one`, tuples of `other`. `order`: (M, M - 1, N)
     integers, for candidates of modality m the samples that make up each column's tuple, when not its own. `match`:
-    (M, N) scores of the positives, when not those on the diagonal. Differentiable in all but `order`; with
+    (M, N) scores of the positives, when not those on the diagonal. `groups`: (N,) integers; a tuple that is all of a
+    candidate's group is no negative of it. Differentiable in all but `order` and `groups`; with
     create_graph=True whole (N, N) matrices are held, and where ranks share the rows it is a RunError.
     """
     team = dividing()
     if team.size == 1 and other.shape[1] <= DENSE_UP_TO:
-        return _dense(form, one, other, temperature, smoothing, both_ways, order, match)
+        return _dense(form, one, other, temperature, smoothing, both_ways, order, match, groups)
     mine = team.part(other.shape[1])
-    work = _Work(form, other.shape[1], mine.start, smoothing, both_ways, order, team)
+    work = _Work(form, other.shape[1], mine.start, smoothing, both_ways, order, team, groups)
     own = None if match is None else match[:, mine]
     forward, backward = team.sum(torch.stack(_Tuples.apply(one[:, mine], other, temperature, own, work)))
     return forward / work.samples, backward / work.samples
 
 
-def _dense(form, one, other, temperature, smoothing, both_ways, order, match) -> tuple[Tensor, Tensor]:
+def _dense(form, one, other, temperature, smoothing, both_ways, order, match, groups) -> tuple[Tensor, Tensor]:
     """The same by way of whole matrices."""
     ways: tuple[list[Tensor], list[Tensor]] = ([], [])
     target = torch.arange(other.shape[1], device=other.device)
@@ -82,10 +84,32 @@ def _dense(form, one, other, temperature, smoothing, both_ways, order, match) ->
             logits = form.score(_wide(one[m]), *tuples) / temperature
             if match is not None:
                 logits = logits.diagonal_scatter(match[m] / temperature)
-            ways[0].append(F.cross_entropy(logits, target, label_smoothing=smoothing))
-            back = F.cross_entropy(logits.T, target, label_smoothing=smoothing) if both_ways else 0 * ways[0][-1]
-            ways[1].append(back)
+            kin = kin_of(groups, m, everything, everything, len(one), order)
+            ways[0].append(_cross_entropy(logits, target, smoothing, kin))
+            kin = None if kin is None else kin.T
+            ways[1].append(_cross_entropy(logits.T, target, smoothing, kin) if both_ways else 0 * ways[0][-1])
     return torch.stack(ways[0]), torch.stack(ways[1])
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float, kin: Tensor | None) -> Tensor:
+    """The mean over rows; what is `kin` (N, N) is no candidate, and has no share of the smoothing."""
+    if kin is None:
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+    expected = (1 - smoothing) * logits.diagonal()
+    expected = expected + smoothing * logits.masked_fill(kin, 0).sum(1) / (~kin).sum(1)
+    return (logits.masked_fill(kin, -torch.inf).logsumexp(1) - expected).mean()
+
+
+def kin_of(
+    groups: Tensor | None, m: int, rows: slice, cols: slice, modalities: int, order: Tensor | None = None
+) -> Tensor | None:
+    """(rows, cols) bool: tuples all of the candidate's group, but for its own, which is the positive; None without."""
+    if groups is None:
+        return None
+    members = [cols] if order is None else [order[m, place, cols] for place in range(modalities - 1)]
+    kin = torch.stack([groups[rows, None] == groups[each] for each in members]).all(0)
+    places = torch.arange(len(groups), device=groups.device)
+    return kin & (places[rows, None] != places[cols])
 
 
 def _members(m: int, other: Tensor, cols: slice, order: Tensor | None) -> Iterator[tuple[int, slice | Tensor]]:
@@ -110,6 +134,19 @@ class _Work:
     both_ways: bool
     order: Tensor | None
     ranks: Ranks
+    groups: Tensor | None
+
+    def kin(self, m: int, rows: slice, cols: slice, modalities: int) -> Tensor | None:
+        """What of a tile is no negative."""
+        own = slice(rows.start + self.first, rows.stop + self.first)
+        return kin_of(self.groups, m, own, cols, modalities, self.order)
+
+    def share(self, like: Tensor) -> Tensor:
+        """(N,) 1 / the number of tuples each candidate has, itself included: the smoothing is divided among them."""
+        if self.groups is None:
+            return like.new_full((self.samples,), 1 / self.samples)
+        _, place, sizes = self.groups.unique(return_inverse=True, return_counts=True)
+        return 1 / (self.samples + 1 - sizes[place]).to(like.dtype)
 
     def diagonal(self, tile: Tensor, rows: slice, cols: slice) -> tuple[Tensor, slice]:
         """Where the positives are in a tile, a view, and whose they are of the rank's own rows."""
@@ -129,7 +166,7 @@ class _Work:
                 "backward pass without create_graph; compute a gradient penalty on one process"
             )
         inputs = [x if x is None else x.view_as(x) for x in (one, other, temperature, match)]
-        means = _dense(self.form, *inputs[:3], self.smoothing, self.both_ways, self.order, inputs[3])
+        means = _dense(self.form, *inputs[:3], self.smoothing, self.both_ways, self.order, inputs[3], self.groups)
         return differentiable_gradients([self.samples * mean for mean in means], inputs, d_sums)
 
 
@@ -142,7 +179,9 @@ class _Tuples(torch.autograd.Function):
         divisor = float(temperature)
         ahead = torch.full((modalities, n), -torch.inf, dtype=torch.float64, device=one.device)
         back = torch.full((modalities, work.samples), -torch.inf, dtype=torch.float64, device=one.device)
-        found, everything = torch.zeros_like(ahead), torch.zeros_like(ahead[:, 0] if n else back[:, 0])
+        found, shares = torch.zeros_like(ahead), ahead.new_zeros(2, modalities)  # of the smoothing, each way
+        share = work.share(ahead)
+        mine = slice(work.first, work.first + n)
         with torch.autocast(one.device.type, enabled=False):
             for m in range(modalities):
                 for cols in cut(work.samples, TILE):
@@ -154,22 +193,27 @@ class _Tuples(torch.autograd.Function):
                         if match is not None:
                             diagonal.copy_(match[m, own] / divisor)
                         found[m, own] = diagonal.double()
+                        kin = work.kin(m, rows, cols, modalities)
+                        if work.smoothing:
+                            allowed = s if kin is None else s.masked_fill(kin, 0)
+                            shares[0, m] += allowed.sum(1, dtype=torch.float64) @ share[mine][rows]
+                            shares[1, m] += allowed.sum(0, dtype=torch.float64) @ share[cols]
+                        if kin is not None:
+                            s.masked_fill_(kin, -torch.inf)
                         ahead[m, rows] = torch.logaddexp(ahead[m, rows], s.logsumexp(1).double())
                         if work.both_ways:
                             back[m, cols] = torch.logaddexp(back[m, cols], s.logsumexp(0).double())
-                        if work.smoothing:
-                            everything[m] += s.sum(dtype=torch.float64)
         if work.both_ways:
             top = work.ranks.max(back.clone())
             back = work.ranks.sum((back - top).exp_()).log_().add_(top)
         ctx.save_for_backward(one, other, temperature, match, ahead, back)
         ctx.work = work
-        expected = (1 - work.smoothing) * found.sum(1) + work.smoothing / work.samples * everything
-        own = back[:, work.first : work.first + n]
+        expected = (1 - work.smoothing) * found.sum(1) + work.smoothing * shares
+        own = back[:, mine]
         forward, backward = (_wide(one.new_zeros(modalities)) for _ in range(2))
-        forward += ahead.sum(1) - expected
+        forward += ahead.sum(1) - expected[0]
         if work.both_ways:
-            backward += own.sum(1) - expected
+            backward += own.sum(1) - expected[1]
         return forward, backward
 
     @staticmethod
@@ -183,6 +227,7 @@ class _Tuples(torch.autograd.Function):
         d_match = None if match is None else torch.zeros_like(_wide(match))
         d_temperature = torch.zeros((), dtype=torch.float64, device=one.device)
         ahead, back = ahead.to(d_one.dtype), back.to(d_one.dtype)
+        share, mine = work.smoothing * work.share(back), slice(work.first, work.first + one.shape[1])
         with torch.autocast(one.device.type, enabled=False):
             for m in range(len(one)):
                 both = d_forward[m] + d_backward[m]
@@ -204,7 +249,12 @@ class _Tuples(torch.autograd.Function):
                         slope = (s - ahead[m, rows, None]).exp_().mul_(d_forward[m])
                         if work.both_ways:
                             slope.addcmul_((s - back[m, cols]).exp_(), d_backward[m])
-                        slope -= work.smoothing / work.samples * both
+                        if work.smoothing:
+                            slope -= share[mine][rows, None] * d_forward[m] + share[cols] * d_backward[m]
+                        kin = work.kin(m, rows, cols, len(one))
+                        if kin is not None:
+                            slope.masked_fill_(kin, 0)
+                            s.masked_fill_(kin, 0)
                         positive, _ = work.diagonal(slope, rows, cols)
                         positive -= (1 - work.smoothing) * both
                         d_temperature -= s.mul_(slope).sum(dtype=torch.float64)

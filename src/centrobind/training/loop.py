@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import save
-from centrobind.data import ReadAhead, Sampler, Samples
+from centrobind.data import ReadAhead, Sampler, Samples, kinship
 from centrobind.data.batches import has_pairs
 from centrobind.distributed import Team
 from centrobind.distributed import team as our_team
@@ -61,8 +62,10 @@ def train(
     validated, written = team.any(valid is not None), team.any(run is not None)
     run = run if team.leads else None
 
+    kin = team.from_leader(lambda: kinship(data)) if objective.takes_groups else None
+
     def read(rows: np.ndarray) -> Batch:  # of all ranks' rows, this one's
-        return data.batch(rows, team.part(len(rows)))
+        return with_groups(data.batch(rows, team.part(len(rows))), kin)
 
     with frozen(binder, objective.frozen), Journal(run, watch if team.leads else silent, settings) as journal:
         state = fresh_state(binder, objective, data, settings, seed, team, run)
@@ -75,7 +78,9 @@ def train(
                 loss, norm = advance(state, batch, settings, seed, team)
                 if norm is None:
                     whole = whole_modules(binder, state.modules)
-                    again = partial(nonfinite_step, whole, data, batch.all_ids, settings, seed=seed, step=step, run=run)
+                    rows = batch.all_ids
+                    raw, ids = with_groups(data.batch(rows), kin), data.ids[rows]
+                    again = partial(nonfinite_step, whole, raw, ids, settings, seed=seed, step=step, run=run)
                     raise team.agreed(team.from_leader(again))
                 journal.watch(state.step, loss=loss.total.item())
                 # Asked once: what stops below must be saved above.
@@ -115,6 +120,12 @@ def check_trainable(data: Samples, objective: Objective, settings: TrainConfig) 
 def positives_of(objective: Objective, data: Samples) -> np.ndarray:
     """(N,) bool: the samples that the objective learns from; all others are negatives only."""
     return objective.positives(torch.from_numpy(data.present), data.modalities).numpy()
+
+
+def with_groups(batch: Batch, kin: np.ndarray | None) -> Batch:
+    """The batch, and which of its samples are one thing; None where all stand alone."""
+    groups = None if kin is None else kin[batch.all_ids]
+    return batch if groups is None or len(np.unique(groups)) == len(groups) else replace(batch, groups=groups)
 
 
 def scorable(valid: Samples | None, team: Team) -> Samples | None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder, rebuild_binder
 from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_tensors
-from centrobind.data import Samples
 from centrobind.errors import CentrobindError, CheckpointError, RunError
 from centrobind.files import write_atomically
 from centrobind.objectives.base import Objective
@@ -47,8 +46,8 @@ class Replayed:
 
 def nonfinite_step(
     modules: nn.ModuleDict,
-    data: Samples,
-    rows: np.ndarray,
+    raw: Batch,
+    ids: Sequence[str],
     settings: TrainConfig,
     *,
     seed: int,
@@ -57,11 +56,12 @@ def nonfinite_step(
 ) -> RunError:
     """The error that stops a run at this step, its bundle written to the run's folder if there is one.
 
-    The step is done once more, by one process and with all its rows, from `modules` that it has not changed yet:
-    where training looked only at the loss and the gradient, every value is looked at now.
+    The step is done once more, by one process and with all its samples as they are stored (`raw`, by `ids`), from
+    `modules` that it has not changed yet: where training looked only at the loss and the gradient, every value is
+    looked at now.
     """
-    binder, objective, ids = modules["towers"], modules["objective"], data.ids[rows]
-    batch = binder.prepare(data.batch(rows))
+    binder, objective = modules["towers"], modules["objective"]
+    batch = binder.prepare(raw)
     about = {"seed": seed, "step": step} | {name: getattr(settings, name) for name in DECISIVE}
     again = _do(modules, batch, ids, about)
     where = "" if run is None else f". `centrobind replay {run.path}` does this step again"
@@ -80,6 +80,8 @@ def nonfinite_step(
         tensors = binder_tensors(binder)
         tensors |= {f"objective/{name}": value for name, value in objective.state_dict().items()}
         tensors |= {f"inputs/{name}": value for name, value in batch.inputs.items()} | {"present": batch.present}
+        if batch.groups is not None:
+            tensors["groups"] = torch.from_numpy(batch.groups)
         write_tensors(run.path / f"{BUNDLE}.safetensors", tensors, state)
         told = {key: value for key, value in state.items() if key != "binder"}
         write_atomically(run.path / f"{BUNDLE}.json", (json.dumps(told, indent=1) + "\n").encode())
@@ -111,7 +113,8 @@ def replay(
         objective.load_state_dict(_part(tensors, "objective/"))
         inputs = _part(tensors, "inputs/")
         ordered = {name: inputs[name] for name in state["modalities"]}
-        batch = Batch(ordered, tensors["present"], np.array(state["rows"]))
+        groups = tensors["groups"].numpy() if "groups" in tensors else None
+        batch = Batch(ordered, tensors["present"], np.array(state["rows"]), groups=groups)
         modules = nn.ModuleDict({"towers": binder, "objective": objective}).train()
         return _do(modules, batch, state["ids"], state)
     except CentrobindError:

@@ -45,8 +45,10 @@ def differentiate(
         if settings.augment > 0:
             views = embed(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
         z, views = team.gather(z, views, ids=batch.all_ids)
+        # Only where there are any: an objective of one's own need not know of groups.
+        groups = {} if batch.groups is None else {"groups": torch.from_numpy(batch.groups)}
         with team.dividing():
-            loss = objective(z, views=views)
+            loss = objective(z, views=views, **groups)
     loss.total.backward()
     if isinstance(embed, GradCache):
         embed.backward()
