@@ -90,7 +90,7 @@ def scores_of(kind: type, views: list[np.ndarray], asked: list[np.ndarray], name
         model = kind(n_components=dims, shrinkage=shrinkage).fit(views)
         z = model.transform(asked)
     z = torch.stack([torch.nn.functional.normalize(torch.from_numpy(np.array(x)).float(), dim=1) for x in z])
-    return retrieval(Embeddings.of(dict(zip(names, z))))
+    return retrieval(Embeddings.of(dict(zip(names, z)))).to_dict()
 
 
 def correlate(kind: type, search: tuple[Samples, Samples], final: tuple[Samples, Samples]) -> dict[str, object]:

@@ -166,18 +166,17 @@ def run(
 def measure(binder: cb.Binder, objective: Any, data: Samples, split: str) -> dict[str, float]:
     space = binder.embed(data.part(split))
     found = cb.retrieval(space)
-    pairs = {key.split("/")[0]: value for key, value in found.items() if key.endswith("/recall@1")}
-    numbers = {"mean": pairs["mean"], "worst": pairs["worst"], "mrr": found["mean/mrr"]}
-    three = [value for pair, value in pairs.items() if set(pair.split("_to_")) <= {"m0", "m1", "m2"} and "_to_" in pair]
+    numbers = {"mean": found.mean.recall[1], "worst": found.worst.recall[1], "mrr": found.mean.mrr}
+    three = [row.recall[1] for pair, row in found.pairs.items() if set(pair) <= {"m0", "m1", "m2"}]
     if three:
         numbers["three"] = float(np.mean(three))
-        numbers["m1_m2"] = (pairs["m1_to_m2"] + pairs["m2_to_m1"]) / 2
+        numbers["m1_m2"] = (found["m1", "m2"].recall[1] + found["m2", "m1"].recall[1]) / 2
     numbers["from_others"] = subset_retrieval(space)[len(space.modalities) - 1]
     numbers["native"] = native_retrieval(objective, space)["recall@1"]
     if split == "test":
         learn, test = data.part("train"), data.part("test")
         options = {"train": binder.embed(learn), "train_labels": learn.label}
-        numbers["probe"] = cb.evaluate(space, test.label, **options)[f"probe/{data.modalities[-1]}"]
+        numbers["probe"] = cb.evaluate(space, test.label, **options).probe[data.modalities[-1]]
     return numbers
 
 

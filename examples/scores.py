@@ -16,7 +16,7 @@ def scores_of(binder: cb.Binder, samples: cb.Samples) -> dict[str, Any]:
     train, test = samples.part("train"), samples.part("test")
     probes = {"labels": test.label, "train": binder.embed(train), "train_labels": train.label}
     several = len(set(test.label.codes.tolist())) > 1  # else there is nothing to tell apart
-    found = cb.evaluate(binder.embed(test), **(probes if several else {}))
+    found = cb.evaluate(binder.embed(test), **(probes if several else {})).to_dict()
     return {"samples": len(test)} | {key: round(float(value), 4) for key, value in found.items() if _told(key)}
 
 

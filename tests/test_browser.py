@@ -218,7 +218,7 @@ def test_the_report_and_a_link(glyphs, visit):
     page.click("#show-report")
     page.wait_for_selector("#report-body .matrix", timeout=30_000)
     shown = page.locator("#report-body .matrix tbody tr").first.locator("b").first.inner_text()
-    assert float(shown) == pytest.approx(100 * gallery.report()["matrix"]["image_to_name/recall@1"], abs=0.06)
+    assert float(shown) == pytest.approx(100 * gallery.report()["matrix"]["image"]["name"]["recall@1"], abs=0.06)
 
 
 def test_mistakes_are_shown_and_harm_nothing(glyphs, visit):

@@ -242,7 +242,7 @@ def easy(count=120, *, seed=0, **columns):
 def test_the_closed_form_finds_what_belongs_together():
     form = fit_closed_form(easy())
     scores = retrieval(form.embed(easy().take(slice(0, 60))))
-    assert scores["worst/recall@10"] > 0.6
+    assert scores.worst.recall[10] > 0.6
     assert all(form.matrix[name].shape == (form.features[name].width, form.choice.settings.dim) for name in "abc")
 
 

@@ -48,14 +48,14 @@ def test_the_numbers_belong_to_the_binders_it_leaves(made):
     spaces = {row["label"]: cb.load(row["config"]["out"]).embed(test) for row in results["rows"]}
     for row in results["rows"]:
         found = cb.retrieval(spaces[row["label"]])
-        assert found["worst/recall@10"] == pytest.approx(row["metrics"]["worst/recall@10"])
+        assert found.worst.recall[10] == pytest.approx(row["metrics"]["worst/recall@10"])
     kept = cb.load(out)
     assert (
         kept.fingerprint
         == cb.load(next(r["config"]["out"] for r in results["rows"] if r["label"] == results["chosen"])).fingerprint
     )
     one = results["comparisons"][0]
-    expected = recall_differences(spaces[results["chosen"]], spaces[one["rival"]])[one["measure"]]
+    expected = getattr(recall_differences(spaces[results["chosen"]], spaces[one["rival"]]), one["measure"])
     assert (one["difference"], one["low"], one["high"]) == pytest.approx(expected)
 
 

@@ -16,6 +16,7 @@ SOURCE = ROOT / "src" / "centrobind"
 # Imports point up only: data flows from the first line to the last, and within a folder from its first file on.
 ORDER = {
     "errors": "",
+    "columns": "",
     "files": "",
     "progress": "",
     "seeds": "",
@@ -26,7 +27,7 @@ ORDER = {
     "closed_form": "moments gcca components grams features choose stream bind",
     "objectives": "anchors dense_infonce tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs augment encoders pretrained binder checkpoint embedding features",
-    "evaluation": "ranks relevance metrics evaluate realignment bounds findings diagnose",
+    "evaluation": "ranks relevance scores summary metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",
     "index": "engine topk segments exact lance opening asking",
     "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",

@@ -21,7 +21,7 @@ def embeddings(noise, samples=40):
 def rows():
     labels = np.arange(40) % 2
     return [
-        {"label": name, "metrics": evaluate(embeddings(noise), labels, resamples=50)}
+        {"label": name, "metrics": evaluate(embeddings(noise), labels, resamples=50).to_dict()}
         for name, noise in (("sharp", 0.1), ("blurred & <b>", 1.0))
     ]
 

@@ -56,6 +56,12 @@ def test_the_first_draw_is_the_data_and_the_others_resample_it():
     assert (Draws.of(7, 3, resamples=50).samples == draws.samples).all(), "everybody must get the same resamples"
 
 
+def test_groups_are_drawn_whole():
+    draws = Draws.of(6, 1, resamples=40, units=np.array([0, 0, 0, 1, 1, 2]))
+    assert (draws.samples[0] == 1).all() and (draws.samples[:, 0] == draws.samples[:, 2]).all()
+    assert (draws.samples[:, [0, 3, 5]].sum(1) == 3).all() and len(np.unique(draws.samples, axis=0)) > 5
+
+
 def test_paired_differences_are_narrower_than_unpaired_ones():
     draw = np.random.default_rng(0)
     hard = draw.random(400)  # how hard each sample is: what two contenders share

@@ -125,7 +125,7 @@ def run_demo(
             train=binder.embed(learn),
             train_labels=learn.label,
             resamples=100 if quick else 1000,
-        )
+        ).to_dict()
     return finish(folder, parts["test"], rows, logs, spaces, quick=quick, seed=seed, began=began)
 
 
@@ -194,11 +194,14 @@ def compare_with_rivals(chosen: str, rows: list[Row], spaces: dict[str, Embeddin
     """The chosen anchor against the best fixed anchor in hindsight, and all pairs: mean and worst pair, paired."""
     fixed = [row for row in rows if row["label"].startswith("FABind")]
     other = next(label for label in DYNAMIC if label != chosen)
+    differences = {
+        label: recall_differences(spaces[chosen], space) for label, space in spaces.items() if label != chosen
+    }
     found = []
     for measure_name in ("mean", "worst"):
         best = max(fixed, key=lambda row: row["metrics"][f"{measure_name}/recall@1"])["label"]
         for rival in (best, "all pairs", other):
-            difference, low, high = recall_differences(spaces[chosen], spaces[rival])[measure_name]
+            difference, low, high = getattr(differences[rival], measure_name)
             found.append({"measure": measure_name, "rival": rival, "difference": difference, "low": low, "high": high})
     return found
 

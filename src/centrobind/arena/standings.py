@@ -30,6 +30,7 @@ class Outcomes:
     ranks: np.ndarray  # (S, P, N) rank of the right match
     transfer: np.ndarray  # (S, P, N) 1 = right
     probe: np.ndarray  # (S, N) 1 = right
+    units: np.ndarray | None = None  # (N,) samples of one unit are drawn together; None: each alone
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Outcomes:
@@ -39,7 +40,8 @@ class Outcomes:
         ranks = np.where(np.isfinite(ranks), ranks, np.nan)
         empty = np.full(ranks.shape[-1], np.nan)
         transfer = np.stack([[one.get(f"transfer/{pair}", empty) for pair in pairs] for one in seeds])
-        return cls(ranks, transfer, np.stack([one.get("probe/all", empty) for one in seeds]))
+        probe = np.stack([one.get("probe/all", empty) for one in seeds])
+        return cls(ranks, transfer, probe, seeds[0].get("units"))
 
     def measure(self, name: str, samples: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """(B,) values of a measure under (B, N) sample weights and (B, S) seed weights."""
@@ -75,13 +77,17 @@ class Draws:
     seeds: np.ndarray  # (1 + B, S)
 
     @classmethod
-    def of(cls, samples: int, seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
+    def of(
+        cls, samples: int, seeds: int, resamples: int = RESAMPLES, seed: int = 0, units: np.ndarray | None = None
+    ) -> Draws:
+        """`units` (N,), from 0: samples of one unit, such as captions of one picture, are drawn together."""
         draw = np.random.default_rng(seed)
+        units = np.arange(samples) if units is None else units
         rows = [
             np.concatenate([np.ones((1, n)), draw.multinomial(n, np.full(n, 1 / n), size=resamples)])
-            for n in (samples, seeds)
+            for n in (int(units.max()) + 1, seeds)
         ]
-        return cls(*rows)
+        return cls(rows[0][:, units], rows[1])
 
 
 def final_rows(rows: Iterable[Row], dataset: str) -> dict[Contender, list[Row]]:
@@ -124,7 +130,7 @@ def measure_all(
     table: dict[str, dict[Contender, np.ndarray]] = {name: {} for name in measures}
     for contender, some in found.items():
         outcomes = Outcomes.read([out / "outcomes" / f"{row['key']}.npz" for row in some])
-        draws = Draws.of(outcomes.ranks.shape[-1], len(some), resamples)
+        draws = Draws.of(outcomes.ranks.shape[-1], len(some), resamples, units=outcomes.units)
         for name in measures:
             values = outcomes.measure(name, draws.samples, draws.seeds)
             if np.isfinite(values[0]):

@@ -6,8 +6,10 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, save
 from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
 from centrobind.data.builtin import DATASETS
-from centrobind.evaluation.evaluate import label_codes, probe_outcomes
+from centrobind.evaluation.evaluate import accuracies, label_codes, means_of, probe_outcomes, units
 from centrobind.evaluation.metrics import asked_ranks, geometry, rank_metrics, ranks_by_sample, retrieval
 from centrobind.evaluation.ranks import score_ranks
 from centrobind.evaluation.relevance import question, with_relevance
+from centrobind.evaluation.scores import joined, mean_of
 from centrobind.objectives.base import Objective
 from centrobind.training.config import TrainConfig
 from centrobind.training.loop import train
@@ -79,8 +82,8 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
         return row
     seen = binder.embed(valid)
     scores = retrieval(seen)
-    row["valid"] = {"cosine": scores["mean/mrr"], "native": native_retrieval(objective, seen)["mrr"]}
-    row["valid"] |= {"mean": scores["mean/recall@1"], "worst": scores["worst/recall@1"]}
+    row["valid"] = {"cosine": scores.mean.mrr, "native": native_retrieval(objective, seen)["mrr"]}
+    row["valid"] |= {"mean": scores.mean.recall[1], "worst": scores.worst.recall[1]}
     row["temperature"] = objective.temperature().item()
     if trial.stage == "final":
         test = _opened(path).part("test")
@@ -96,16 +99,18 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Every number of a final trial, and per test sample what paired comparisons need."""
     space = binder.embed(test)
-    outcomes = {f"{a}_to_{b}/rank": ranks_by_sample(space, a, b).astype(np.float32) for a, b in space.pairs}
-    found = retrieval(space) | geometry(space)
+    outcomes = {f"{joined(*pair)}/rank": ranks_by_sample(space, *pair).astype(np.float32) for pair in space.pairs}
+    outcomes["units"] = units(space).astype(np.int32)
+    scores = replace(retrieval(space), geometry=geometry(space))
+    found = {}
     if test.label is not None:
         known = label_codes(test.label, len(test), "labels")
         taught = label_codes(learn.label, len(learn), "labels")
         right = probe_outcomes(space, known, binder.embed(learn), taught)
-        outcomes |= {name: hits.astype(np.float32) for name, hits in right.items() if not name.startswith("knn")}
-        found |= {name: float(np.nanmean(hits)) for name, hits in right.items() if np.isfinite(hits).any()}
-        crossed = [value for name, value in found.items() if name.startswith("transfer/")]
-        found["transfer/mean"] = sum(crossed) / len(crossed)
+        outcomes |= {key.name: hits.astype(np.float32) for key, hits in right.items() if key.kind != "knn"}
+        scores = replace(scores, **accuracies(means_of(right)))
+        found["transfer/mean"] = fmean(scores.transfer.values()) if scores.transfer else math.nan
+    found |= scores.to_dict()
     found |= {f"native/{name}": value for name, value in native_retrieval(objective, space).items()}
     found |= {f"from_{size}/recall@1": value for size, value in subset_retrieval(space).items()}
     return found, outcomes
@@ -126,7 +131,8 @@ def native_retrieval(objective: Objective, space: Embeddings) -> dict[str, float
         with torch.no_grad():
             scores = objective.similarity(whole.z[m, ask.candidates], whole.z[others][:, ask.queries]).T
         rows.append(rank_metrics(score_ranks(scores, ask.right)[ask.query]))
-    return {name: sum(row[name] for row in rows) / len(rows) for name in ("recall@1", "recall@10", "mrr")}
+    mean = mean_of(rows)
+    return {"recall@1": mean.recall[1], "recall@10": mean.recall[10], "mrr": mean.mrr}
 
 
 def subset_retrieval(space: Embeddings) -> dict[int, float]:

@@ -226,7 +226,6 @@ def evaluate(
     from centrobind.binder.checkpoint import load
     from centrobind.evaluation.evaluate import evaluate
     from centrobind.files import write_atomically
-    from centrobind.report.tables import terminal_table
     from centrobind.training.fit import open_data
 
     binder, samples = load(run), open_data(store)
@@ -234,12 +233,10 @@ def evaluate(
     options: dict[str, Any] = {}
     if part.label is not None and learn is not None:
         options = {"train": binder.embed(learn), "train_labels": learn.label}
-    found = evaluate(binder.embed(part), part.label, resamples=1000, **options)
-    say(terminal_table([{"label": f"{run} ({len(part)} samples)", "metrics": found}]))
-    rest = {key: value for key, value in found.items() if "recall" not in key and "probe" not in key}
-    say("\n" + "\n".join(f"{key:<36} {value:.4f}" for key, value in rest.items()))
+    scores = evaluate(binder.embed(part), part.label, resamples=1000, **options)
+    say(scores.table())
     if out is not None:
-        write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomically(out, (json.dumps(scores.to_dict(), indent=1) + "\n").encode())
 
 
 @app.command()

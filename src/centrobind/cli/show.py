@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from centrobind.cli.terminal import plain
+from centrobind.columns import aligned
 from centrobind.evaluation.bounds import Bound
 from centrobind.evaluation.findings import Diagnosis
-from centrobind.report.tables import aligned
 
 CLAIMS = {
     "intra": "kept of itself (intra)",

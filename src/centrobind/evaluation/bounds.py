@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from centrobind.errors import DataError
+from centrobind.evaluation.scores import joined
 from centrobind.objectives import anchors
 from centrobind.objectives.anchors import Anchor
 from centrobind.progress import Watch, silent
@@ -53,10 +54,12 @@ class Bounds:
     mean: Mapping[str, Bound]  # of each of these four: "intra", "inter", "anchor", "others"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON; a pair reads `image_with_name`."""
+        """Plain JSON; a pair reads `image_with_name`, a name that could be taken for two in quotes."""
         named = {kind: getattr(self, kind) for kind in ("intra", "inter", "anchor", "others", "mean")}
         return {
-            kind: {"_with_".join(key) if isinstance(key, tuple) else key: vars(bound) for key, bound in found.items()}
+            kind: {
+                joined(*key, "_with_") if isinstance(key, tuple) else key: vars(bound) for key, bound in found.items()
+            }
             for kind, found in named.items()
         }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from centrobind.data import Codes
 from centrobind.errors import DataError
-from centrobind.evaluation.metrics import KS, geometry, ranks_by_sample, retrieval
+from centrobind.evaluation.metrics import geometry, ranks_by_sample, retrieval
 from centrobind.evaluation.relevance import with_relevance
+from centrobind.evaluation.scores import KS, Accuracy, Difference, Direction, Directions, Interval, joined, quoted
+from centrobind.evaluation.summary import Scores
 from centrobind.types import Embeddings
 
 NEIGHBOURS = 10
@@ -35,25 +38,30 @@ def evaluate(
     groups: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
     resamples: int = 0,
     seed: int = 0,
-) -> dict[str, float]:
-    """Every measure of these embeddings, as a flat dict such as {"image_to_text/recall@1": 0.41, ...}.
+) -> Scores:
+    """Every measure of these embeddings: scores["image", "text"].recall[1], scores.mean.mrr, print(scores.table()).
 
-    Retrieval and geometry (see metrics) always; with labels also `probe/<modality>` and `probe/all` (accuracy of
-    logistic regression), `knn/...` (10 nearest neighbours) and `transfer/<a>_to_<b>` (the regression trained on a,
-    tested on b: the protocol of Jeong et al.). Probes learn from `train` if it is given, else by 5-fold
-    cross-validation. `resamples` > 0 adds bootstrap 95 % intervals of recall, `.../low` and `.../high`.
-    `groups`: samples of one group are right answers to each other, see retrieval; by default, equal values are.
-    Raises DataError when labels or groups do not fit.
+    Retrieval and geometry always; with labels also `probe` (accuracy of logistic regression), `knn` (10 nearest
+    neighbours) and `transfer` (the regression trained on one modality, tested on another: the protocol of Jeong et
+    al.). Probes learn from `train` if it is given, else by 5-fold cross-validation. `resamples` > 0 adds bootstrap
+    95 % intervals of recall. `groups`: samples of one group are right answers to each other, see retrieval; by
+    default, equal values are. Raises DataError when labels or groups do not fit.
     """
     embeddings = with_relevance(embeddings, groups)
-    found = retrieval(embeddings) | geometry(embeddings)
+    scores = replace(retrieval(embeddings), geometry=geometry(embeddings))
     if labels is not None:
-        found |= probes(embeddings, labels, train, train_labels, seed)
+        scores = replace(scores, **accuracies(probes(embeddings, labels, train, train_labels, seed)))
     elif train is not None or train_labels is not None:
         raise DataError("train= and train_labels= are for probes, which need labels= of the embeddings as well")
     if resamples > 0:
-        found |= recall_intervals(embeddings, resamples, seed)
-    return found
+        ends = recall_intervals(embeddings, resamples, seed)
+        scores = replace(
+            scores,
+            pairs={pair: replace(row, interval=ends[pair]) for pair, row in scores.pairs.items()},
+            mean=replace(scores.mean, interval=ends.mean),
+            worst=replace(scores.worst, interval=ends.worst),
+        )
+    return scores
 
 
 def probes(
@@ -62,24 +70,56 @@ def probes(
     train: Embeddings | None = None,
     train_labels: Sequence[Any] | None = None,
     seed: int = 0,
-) -> dict[str, float]:
+) -> dict[Probe, float]:
     """Accuracies of classifiers on top of the embeddings; see evaluate."""
     if (train is None) != (train_labels is None):
         raise DataError("train= and train_labels= go together: give both or neither")
     y = label_codes(labels, len(embeddings), "labels")
-    if train is not None:
-        return _means(probe_outcomes(embeddings, y, train, label_codes(train_labels, len(train), "train_labels")))
+    if train is not None and train_labels is not None:
+        return means_of(probe_outcomes(embeddings, y, train, label_codes(train_labels, len(train), "train_labels")))
     known = np.flatnonzero(y != "")
     rounds = []
     for a, b in KFold(min(FOLDS, len(known)), shuffle=True, random_state=seed).split(known):
         learn, ask = known[a], known[b]
         rounds.append(probe_outcomes(embeddings.take(ask), y[ask], embeddings.take(learn), y[learn]))
-    names = {name for found in rounds for name in found}
-    return _means({name: np.concatenate([found[name] for found in rounds if name in found]) for name in sorted(names)})
+    keys = dict.fromkeys(key for found in rounds for key in found)
+    return means_of({key: np.concatenate([found[key] for found in rounds if key in found]) for key in keys})
 
 
-def _means(outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(np.nanmean(right)) for name, right in outcomes.items() if np.isfinite(right).any()}
+def means_of(outcomes: Mapping[Probe, np.ndarray]) -> dict[Probe, float]:
+    """The share of right ones, of those that had something to be right about."""
+    return {key: float(np.nanmean(right)) for key, right in outcomes.items() if np.isfinite(right).any()}
+
+
+def accuracies(found: Mapping[Probe, float]) -> dict[str, Any]:
+    """The fields `probe`, `knn` and `transfer` of Scores."""
+
+    def single(kind: str) -> Accuracy:
+        by_modality = {key.source: value for key, value in found.items() if key.kind == kind and key.source is not None}
+        return Accuracy(by_modality, found.get(Probe(kind)), found.get(MAJORITY) if kind == "probe" else None)
+
+    crossed = {(key.source, key.target): value for key, value in found.items() if key.kind == "transfer"}
+    return {"probe": single("probe"), "knn": single("knn"), "transfer": crossed}
+
+
+class Probe(NamedTuple):
+    """Which classifier: `probe` or `knn` on a source, or on all modalities (None), or `transfer` to a target."""
+
+    kind: str
+    source: str | None = None
+    target: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As a string: probe/image, probe/all, transfer/image_to_text."""
+        if self.target is not None and self.source is not None:
+            return f"{self.kind}/{joined(self.source, self.target)}"
+        if self == MAJORITY:
+            return "probe/majority"
+        return f"{self.kind}/{'all' if self.source is None else quoted(self.source)}"
+
+
+MAJORITY = Probe("majority")  # always saying the commonest class of train
 
 
 def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarray:
@@ -96,17 +136,18 @@ def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarr
 
 def probe_outcomes(
     test: Embeddings, y_test: np.ndarray, train: Embeddings, y_train: np.ndarray
-) -> dict[str, np.ndarray]:
+) -> dict[Probe, np.ndarray]:
     """By probe, (N,) for the test samples: 1 where it was right, 0 where wrong, NaN where there was nothing to ask."""
     if train.modalities != test.modalities:
         raise DataError(f"train embeddings have modalities {train.modalities}, expected {test.modalities}")
-    found: dict[str, np.ndarray] = {}
+    found: dict[Probe, np.ndarray] = {}
     labelled, asked = y_train != "", y_test != ""
-    sources = {name: (train[name].numpy(), train.present[m].numpy()) for m, name in enumerate(train.modalities)}
-    targets = {name: (test[name].numpy(), test.present[m].numpy()) for m, name in enumerate(test.modalities)}
-    sources["all"], targets["all"] = _side_by_side(train), _side_by_side(test)
+    sources: dict[str | None, tuple[np.ndarray, np.ndarray]] = {None: _side_by_side(train)}
+    targets: dict[str | None, tuple[np.ndarray, np.ndarray]] = {None: _side_by_side(test)}
+    sources |= {name: (train[name].numpy(), train.present[m].numpy()) for m, name in enumerate(train.modalities)}
+    targets |= {name: (test[name].numpy(), test.present[m].numpy()) for m, name in enumerate(test.modalities)}
 
-    def right(classifier: Any, target: str) -> np.ndarray:
+    def right(classifier: Any, target: str | None) -> np.ndarray:
         x, there = targets[target]
         hits = np.full(len(x), np.nan)
         if (ask := there & asked).any():
@@ -119,11 +160,11 @@ def probe_outcomes(
             continue
         linear = fit_linear_probe(x[use], y_train[use])
         nearest = KNeighborsClassifier(min(NEIGHBOURS, int(use.sum())), weights="distance").fit(x[use], y_train[use])
-        found[f"probe/{name}"], found[f"knn/{name}"] = right(linear, name), right(nearest, name)
-        others = [] if name == "all" else [other for other in train.modalities if other != name]
-        found |= {f"transfer/{name}_to_{other}": right(linear, other) for other in others}
+        found[Probe("probe", name)], found[Probe("knn", name)] = right(linear, name), right(nearest, name)
+        others = [] if name is None else [other for other in train.modalities if other != name]
+        found |= {Probe("transfer", name, other): right(linear, other) for other in others}
     values, counts = np.unique(y_train[labelled], return_counts=True)
-    found["probe/majority"] = np.where(asked, y_test == values[counts.argmax()], np.nan)
+    found[MAJORITY] = np.where(asked, y_test == values[counts.argmax()], np.nan)
     return found
 
 
@@ -147,22 +188,18 @@ def recall_intervals(
     seed: int = 0,
     *,
     groups: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
-) -> dict[str, float]:
-    """Bootstrap 95 % intervals of every recall: `image_to_text/recall@1/low` and `/high`, of mean and worst too.
+) -> Directions[Mapping[int, Interval]]:
+    """Bootstrap 95 % intervals of every recall by k, of the mean and the worst too: ends["image", "text"][1].low.
 
     Samples, or whole groups of them, are drawn with replacement as queries, the same ones for all pairs; the
     candidates stay.
     """
     embeddings = with_relevance(embeddings, groups)
     found = pair_outcomes(embeddings)
-    table = _resampled_recall(np.stack([*found.values()]), _units(embeddings), resamples, seed)
+    table = _resampled_recall(np.stack([*found.values()]), units(embeddings), resamples, seed)
     low, high = np.nanpercentile(table, [2.5, 97.5], axis=0)
-    named = {}
-    for row, pair in enumerate([*found, "mean", "worst"]):
-        for column, k in enumerate(KS):
-            named[f"{pair}/recall@{k}/low"] = float(low[row, column])
-            named[f"{pair}/recall@{k}/high"] = float(high[row, column])
-    return named
+    ends = [{k: Interval(float(a), float(b)) for k, a, b in zip(KS, *row)} for row in zip(low, high)]
+    return Directions(dict(zip(found, ends)), *ends[-2:])
 
 
 def recall_differences(
@@ -173,7 +210,7 @@ def recall_differences(
     resamples: int = 1000,
     seed: int = 0,
     groups: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
-) -> dict[str, tuple[float, float, float]]:
+) -> Directions[Difference]:
     """Recall@k of ours minus theirs, with a paired bootstrap 95 % interval, for each pair, the mean and the worst.
 
     Both must embed the same samples in the same order: each resample draws the same queries (groups of them, where
@@ -183,15 +220,13 @@ def recall_differences(
     check_same_samples(ours, theirs)
     ranks = [pair_outcomes(one) for one in (ours, theirs)]
     drawn, points = (
-        [_resampled_recall(np.stack([*one.values()]), _units(ours), count, seed, (k,))[..., 0] for one in ranks]
+        [_resampled_recall(np.stack([*one.values()]), units(ours), count, seed, (k,))[..., 0] for one in ranks]
         for count in (resamples, None)
     )
     low, high = np.nanpercentile(drawn[0] - drawn[1], [2.5, 97.5], axis=0)
     point = (points[0] - points[1])[0]
-    return {
-        pair: (float(point[row]), float(low[row]), float(high[row]))
-        for row, pair in enumerate([*ranks[0], "mean", "worst"])
-    }
+    rows = [Difference(*map(float, row)) for row in zip(point, low, high)]
+    return Directions(dict(zip(ranks[0], rows)), *rows[-2:])
 
 
 def check_same_samples(ours: Embeddings, theirs: Embeddings) -> None:
@@ -207,11 +242,11 @@ def check_same_samples(ours: Embeddings, theirs: Embeddings) -> None:
                 f"{said}{differ.size} of {len(ours)} ids differ, the first at row {first}: {str(mine[first])!r} and "
                 f"{str(other[first])!r}. Bring both into one order with embeddings.take"
             )
-    if (ours.groups is None) != (theirs.groups is None) or not np.array_equal(_units(ours), _units(theirs)):
+    if (ours.groups is None) != (theirs.groups is None) or not np.array_equal(units(ours), units(theirs)):
         raise DataError(f"{said}their groups differ: pass groups=, which then hold for both")
 
 
-def _units(embeddings: Embeddings) -> np.ndarray:
+def units(embeddings: Embeddings) -> np.ndarray:
     """(N,) which samples are drawn together, counted from 0."""
     if embeddings.groups is None:
         return np.arange(len(embeddings))
@@ -219,14 +254,14 @@ def _units(embeddings: Embeddings) -> np.ndarray:
     return np.unique(np.where(embeddings.groups >= 0, embeddings.groups, alone), return_inverse=True)[1]
 
 
-def pair_outcomes(embeddings: Embeddings) -> dict[str, np.ndarray]:
+def pair_outcomes(embeddings: Embeddings) -> dict[Direction, np.ndarray]:
     """By pair that some sample has, (N,) ranks of each sample's first right answer, inf where it lacks either."""
-    found = {f"{query}_to_{target}": ranks_by_sample(embeddings, query, target) for query, target in embeddings.pairs}
+    found = {pair: ranks_by_sample(embeddings, *pair) for pair in embeddings.pairs}
     return {pair: ranks for pair, ranks in found.items() if np.isfinite(ranks).any()}
 
 
 def _resampled_recall(
-    ranks: np.ndarray, units: np.ndarray, resamples: int | None, seed: int, ks: Sequence[int] = KS
+    ranks: np.ndarray, unit: np.ndarray, resamples: int | None, seed: int, ks: Sequence[int] = KS
 ) -> np.ndarray:
     """(resamples, P + 2, K) recall at each k of (P, N) ranks, then the mean over pairs and the worst pair.
 
@@ -235,8 +270,8 @@ def _resampled_recall(
     pairs, count = ranks.shape
     here = np.isfinite(ranks)
     hits = np.stack([here, *(ranks <= k for k in ks)], 1).reshape(-1, count).astype(np.float32)
-    if (drawn := int(units.max(initial=-1)) + 1) < count:
-        hits = np.stack([np.bincount(units, row, minlength=drawn) for row in hits]).astype(np.float32)
+    if (drawn := int(unit.max(initial=-1)) + 1) < count:
+        hits = np.stack([np.bincount(unit, row, minlength=drawn) for row in hits]).astype(np.float32)
     rows = []
     for weights in _weights(drawn, resamples, seed):
         share = (weights @ hits.T).astype(np.float64).reshape(len(weights), pairs, -1)

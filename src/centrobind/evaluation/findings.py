@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from centrobind.evaluation.bounds import Bound, Bounds, Dominance, Slack
+from centrobind.evaluation.scores import joined
 
 # 1 - |mean|^2, the variance of unit vectors: 1 when they point everywhere, 0 when all are one vector. Healthy binders
 # stay above 0.9; at 0.05 the mean cosine of strangers is 0.95.
@@ -92,8 +93,8 @@ class Diagnosis:
             | {
                 "bounds": self.bounds.as_dict(),
                 "seen": None if self.seen is None else vars(self.seen),
-                "reachable": {"_with_".join(pair): vars(bound) for pair, bound in self.reachable.items()},
-                "gap": {"_with_".join(pair): value for pair, value in self.gap.items()},
+                "reachable": {joined(*pair, "_with_"): vars(bound) for pair, bound in self.reachable.items()},
+                "gap": {joined(*pair, "_with_"): value for pair, value in self.gap.items()},
                 "findings": [vars(finding) | {"where": list(finding.where)} for finding in self.findings],
             }
         )

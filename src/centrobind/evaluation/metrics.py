@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from torch import Tensor
 from centrobind.errors import DataError
 from centrobind.evaluation.ranks import average_precision, first_ranks
 from centrobind.evaluation.relevance import Question, question, with_relevance
+from centrobind.evaluation.scores import KS, Geometry, Retrieval, mean_of, worst_of
+from centrobind.evaluation.summary import Scores
 from centrobind.types import Embeddings
 
-KS = (1, 5, 10)
 MOST_FOR_UNIFORMITY = 4096
 
 
@@ -44,78 +47,71 @@ def _vectors(embeddings: Embeddings, ask: Question, sources: Sequence[int], targ
 
 def retrieval(
     embeddings: Embeddings, groups: Sequence[Any] | np.ndarray | Tensor | None = None, *, precision: bool = True
-) -> dict[str, float]:
-    """recall@1, @5, @10, mrr and median_rank for every ordered pair, their mean, and the worst pair.
+) -> Scores:
+    """Recall@1, @5, @10, MRR and median rank for every ordered pair of modalities, their mean, and the worst of them.
 
-    Keys read `image_to_text/recall@1`, `mean/recall@1`, `worst/recall@1` (the lowest over ordered pairs; for
-    median_rank the highest). Each sample asks once; its rank is that of its first right answer. Samples of one group
-    and equal values are right answers to each other (see relevance): where some query has several, `map` is the mean
-    average precision over all of them (not with `precision=False`; it takes several times as long).
-    `groups`: a number or string per sample, None = alone; the default are those of the data that was embedded. Pairs
-    that no sample has are left out; DataError if that leaves none.
+    Each sample asks once; its rank is that of its first right answer. Samples of one group and equal values are right
+    answers to each other (docs/evaluation.md): where some query has several, `map` is the mean average precision over
+    all of them (not with `precision=False`; it takes several times as long). `groups`: a number or string per sample,
+    None = alone; the default are those of the data that was embedded. Pairs that no sample has are left out; DataError
+    if that leaves none.
     """
     embeddings = with_relevance(embeddings, groups)
-    rows: dict[str, dict[str, float]] = {}
-    several = False
+    rows = {}
     for query, target in embeddings.pairs:
-        a, b = embeddings.index(query), embeddings.index(target)
-        ask = question(embeddings, [a], b)
-        if len(ask.asked) == 0:
-            continue
-        vectors = _vectors(embeddings, ask, [a], b)
-        first = first_ranks(*vectors, ask.right)[ask.query]
-        row = rows[f"{query}_to_{target}"] = rank_metrics(first)
-        if precision:
-            mixed = bool((ask.right.counts > 1).any())
-            several |= mixed
-            row["map"] = average_precision(*vectors, ask.right)[ask.query].mean().item() if mixed else row["mrr"]
+        row = _retrieved(embeddings, [embeddings.index(query)], embeddings.index(target), precision)
+        if row is not None:
+            rows[query, target] = row
     if not rows:
         raise DataError("no sample has two modalities, so there is nothing to retrieve across them")
-    if not several:
-        rows = {pair: {key: value for key, value in row.items() if key != "map"} for pair, row in rows.items()}
-    named = {f"{pair}/{metric}": value for pair, row in rows.items() for metric, value in row.items()}
-    for metric in next(iter(rows.values())):
-        values = [row[metric] for row in rows.values()]
-        named[f"mean/{metric}"] = sum(values) / len(values)
-        named[f"worst/{metric}"] = max(values) if metric == "median_rank" else min(values)
-    return named
+    if all(row.right == 1 for row in rows.values()):
+        rows = {pair: replace(row, map=None) for pair, row in rows.items()}
+    found = list(rows.values())
+    return Scores(rows, mean_of(found), worst_of(found), len(embeddings))
 
 
-def rank_metrics(found: Tensor) -> dict[str, float]:
+def _retrieved(embeddings: Embeddings, sources: Sequence[int], target: int, precision: bool) -> Retrieval | None:
+    ask = question(embeddings, sources, target)
+    if len(ask.asked) == 0:
+        return None
+    vectors = _vectors(embeddings, ask, sources, target)
+    row = rank_metrics(first_ranks(*vectors, ask.right)[ask.query])
+    several = bool((ask.right.counts > 1).any())
+    return replace(
+        row,
+        map=(average_precision(*vectors, ask.right)[ask.query].mean().item() if several else row.mrr)
+        if precision
+        else None,
+        chance={k: ask.chance(k) for k in KS},
+        queries=len(ask.asked),
+        candidates=len(ask.candidates),
+        right=ask.right.counts[ask.query].double().mean().item(),
+    )
+
+
+def rank_metrics(ranks: Tensor) -> Retrieval:
     """The numbers people quote, from (Q,) ranks."""
-    found = found.double()
-    recalls = {f"recall@{k}": (found <= k).double().mean().item() for k in KS}
-    return recalls | {"mrr": (1 / found).mean().item(), "median_rank": found.quantile(0.5).item()}
+    ranks = ranks.double()
+    recall = {k: (ranks <= k).double().mean().item() for k in KS}
+    return Retrieval(recall, mrr=(1 / ranks).mean().item(), median_rank=ranks.quantile(0.5).item())
 
 
-def geometry(embeddings: Embeddings) -> dict[str, float]:
-    """Alignment of pairs, uniformity of modalities and the gap between them.
-
-    `image_text/alignment`: mean squared distance of positives, 0 = perfect; `image/uniformity`: log of the mean of
-    exp(-2 distance^2), lower = better spread (both Wang & Isola 2020); `image_text/gap`: distance between the
-    means of two modalities (Liang et al. 2022), 0 = none, at most 2.
-    """
-    named: dict[str, float] = {}
-    count = len(embeddings.modalities)
-    centres = []
-    for m, name in enumerate(embeddings.modalities):
-        z = embeddings.z[m][embeddings.present[m]]
-        centres.append(z.mean(0))
-        if len(z) > 1:
-            named[f"{name}/uniformity"] = uniformity(z)
-    for a in range(count):
-        for b in range(a + 1, count):
-            pair = f"{embeddings.modalities[a]}_{embeddings.modalities[b]}"
-            both = embeddings.present[a] & embeddings.present[b]
-            if both.any():
-                apart = embeddings.z[a][both] - embeddings.z[b][both]
-                named[f"{pair}/alignment"] = apart.square().sum(1).mean().item()
-                named[f"{pair}/gap"] = (centres[a] - centres[b]).norm().item()
-    for metric in ("alignment", "uniformity", "gap"):
-        values = [value for key, value in named.items() if key.endswith(f"/{metric}")]
-        if values:
-            named[f"mean/{metric}"] = sum(values) / len(values)
-    return named
+def geometry(embeddings: Embeddings) -> Geometry:
+    """Alignment of pairs, uniformity of modalities and the gap between them; modalities without a sample left out."""
+    centre, spread = {}, {}
+    for name, rows, here in zip(embeddings.modalities, embeddings.z, embeddings.present):
+        if here.any():
+            centre[name] = rows[here].mean(0)
+        if here.sum() > 1:
+            spread[name] = uniformity(rows[here])
+    alignment, gap = {}, {}
+    for (a, one), (b, other) in itertools.combinations(enumerate(embeddings.modalities), 2):
+        both = embeddings.present[a] & embeddings.present[b]
+        if both.any():
+            apart = embeddings.z[a][both] - embeddings.z[b][both]
+            alignment[one, other] = apart.square().sum(1).mean().item()
+            gap[one, other] = (centre[one] - centre[other]).norm().item()
+    return Geometry(alignment, spread, gap)
 
 
 def uniformity(z: Tensor) -> float:

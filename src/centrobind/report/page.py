@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
+from centrobind.evaluation.scores import joined
 from centrobind.files import write_atomically
 from centrobind.report import plots
 from centrobind.report.tables import Row, html_table
@@ -72,7 +73,7 @@ def matrices_section(rows: Sequence[Row], modalities: Sequence[str]) -> str:
 
 def recall_matrix(metrics: Mapping[str, float], modalities: Sequence[str]) -> np.ndarray:
     """(M, M) recall@1 in percent, NaN where there is none."""
-    return np.array([[100 * metrics.get(f"{a}_to_{b}/recall@1", np.nan) for b in modalities] for a in modalities])
+    return np.array([[100 * metrics.get(f"{joined(a, b)}/recall@1", np.nan) for b in modalities] for a in modalities])
 
 
 def curves_section(logs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> str:

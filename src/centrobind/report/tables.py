@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from centrobind.columns import aligned
+from centrobind.evaluation.scores import parted, unquoted
+
 # A row of results: {"label": "all pairs", "metrics": {"mean/recall@1": 0.4, ...}, ...}
 Row = Mapping[str, Any]
 # A column: its heading, and the metrics it shows, or a function that makes its text from a row.
@@ -15,14 +18,13 @@ Column = tuple[str, Sequence[str] | Callable[[Row], str]]
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """Every column: mean, worst pair, each direction as recall@1 and @10; then probes."""
     metrics = rows[0]["metrics"]
-    pairs = [key.removesuffix("/recall@1") for key in metrics if key.endswith("/recall@1")]
-    pairs = ["mean", "worst", *(pair for pair in pairs if pair not in ("mean", "worst"))]
     heads = {"mean": "mean", "worst": "worst pair"}
-    recall = [
-        (heads.get(pair, pair.replace("_to_", " → ")), [f"{pair}/recall@1", f"{pair}/recall@10"]) for pair in pairs
-    ]
+    for key in metrics:
+        if key.endswith("/recall@1") and (pair := parted(key)):
+            heads[key.removesuffix("/recall@1")] = f"{pair[0]} → {pair[1]}"
+    recall = [(head, [f"{start}/recall@1", f"{start}/recall@10"]) for start, head in heads.items()]
     probe = [key for key in metrics if key.startswith("probe/") and key != "probe/majority"]
-    return recall + [(f"probe {key.removeprefix('probe/')}", [key]) for key in probe]
+    return [*recall, *((f"probe {unquoted(key.removeprefix('probe/'))}", [key]) for key in probe)]
 
 
 def cell(row: Row, names: Sequence[str] | Callable[[Row], str]) -> str:
@@ -76,15 +78,6 @@ def html_table(rows: Sequence[Row], caption: str, columns: Sequence[Column] | No
     return (
         f"<div class='wide'><table><caption>{escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(row, widths)))
-        for row in rows
     )
 
 

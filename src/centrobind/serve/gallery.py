@@ -257,7 +257,10 @@ class Gallery:
         if len(self.modalities) < 2:
             return said | {"matrix": {}, "geometry": {}}
         z = self.binder.embed(part)
-        said |= {"matrix": retrieval(z), "geometry": geometry(z)}
+        matrix: dict[str, dict[str, dict[str, float]]] = {}
+        for (query, target), row in retrieval(z).pairs.items():
+            matrix.setdefault(query, {})[target] = row.flat()
+        said |= {"matrix": matrix, "geometry": geometry(z).flat()}
         if self.objective is not None:
             temperature = float(self.objective.temperature())
             said["objective"] = {"name": self.trained_with, "temperature": temperature}

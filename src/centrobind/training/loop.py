@@ -189,8 +189,9 @@ def measured(state: TrainingState, loss: Loss, norm: Tensor) -> dict[str, float]
 
 def validate(binder: Binder, valid: Samples) -> dict[str, float]:
     """Mean and worst-pair retrieval on the validation samples."""
-    scores = retrieval(binder.embed(valid))
-    return {key: scores[key] for key in ("mean/mrr", "mean/recall@1", "worst/recall@1")}
+    scores = retrieval(binder.embed(valid), precision=False)
+    recall = {"mean/recall@1": scores.mean.recall[1], "worst/recall@1": scores.worst.recall[1]}
+    return {"mean/mrr": scores.mean.mrr, **recall}
 
 
 def validate_and_keep(state: TrainingState, valid: Samples | None, team: Team) -> dict[str, float]:

@@ -30,15 +30,17 @@ function matrix(found, names) {
   const table = make("table", "matrix");
   const caption = make("caption", "", "Recall@1 in %, recall@10 below it: rows ask, columns answer");
   const head = make("tr", "", make("td"), ...names.map((name) => column(name)));
-  const top = Math.max(...names.flatMap((a) => names.map((b) => found[`${a}_to_${b}/recall@1`] ?? 0)), 0.01);
+  const top = Math.max(...names.flatMap((a) => names.map((b) => found[a]?.[b]?.["recall@1"] ?? 0)), 0.01);
   const rows = names.map((asks) => {
     const title = make("th", "", asks);
     title.scope = "row";
     return make("tr", "", title, ...names.map((answers) => {
-      const one = found[`${asks}_to_${answers}/recall@1`], ten = found[`${asks}_to_${answers}/recall@10`];
-      if (one === undefined) return make("td", "none", asks === answers ? "" : "–");
-      const cell = make("td", "", make("b", "", (100 * one).toFixed(1)), make("small", "", (100 * ten).toFixed(1)));
-      cell.style.setProperty("--heat", (one / top).toFixed(3));
+      const row = found[asks]?.[answers];
+      if (row === undefined) return make("td", "none", asks === answers ? "" : "–");
+      const [one, ten, chance] = ["recall@1", "recall@10", "chance@1"].map((key) => (100 * row[key]).toFixed(1));
+      const cell = make("td", "", make("b", "", one), make("small", "", ten));
+      cell.title = `${asks} asks, ${answers} answers: recall@1 ${one} % (a random order: ${chance}), recall@10 ${ten} %`;
+      cell.style.setProperty("--heat", (row["recall@1"] / top).toFixed(3));
       return cell;
     }));
   });
