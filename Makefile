@@ -23,7 +23,7 @@ fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
 
 # make bench-loss: time and memory of the loss beside others, and docs/performance.md, about 25 minutes on 2 quiet cores;
-# killed, it goes on where it was. The peers that docs/performance.md names are in the extra `bench`
+# killed, it resumes where it was. The peers that docs/performance.md names are in the extra `bench`
 bench-loss: setup
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loss.py
 
@@ -32,7 +32,7 @@ chaos-index: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb]'
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.index_kills --out benchmarks/results/index_kills.json
 
-# make bench-index: 1,000,000 vectors in every engine, about 15 minutes; stop it whenever you like, it goes on from there
+# make bench-index: 1,000,000 vectors in every engine, about 15 minutes; stop it whenever you like, it continues from there
 bench-index: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb,bench]'
 	$(BIN)/python benchmarks/index.py

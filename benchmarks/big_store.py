@@ -75,7 +75,7 @@ def memory() -> dict[str, float]:
 
 
 def limit_memory(total: float) -> str:
-    """Keep this process below so many GB resident; says how."""
+    """Keep this process below `gigabytes` GB resident; says how."""
     rest = int((total - memory()["resident"]) * GB)
     name = f"centrobind-{os.getpid()}"
     for root, file, how in (

@@ -196,7 +196,7 @@ def loo_learned(*, temperature: float = 0.07, learn_temperature: bool = False) -
 def confident(views: Embeddings) -> Embeddings:
     """leave-one-out, weighted by how well each modality of a sample agrees with the mean of all others but m.
 
-    Softmax over k of 5 z_k . c, without gradient: a modality that says something else is heard less.
+    Softmax over k of 5 z_k . c, without gradient: a modality that says something else counts less.
     """
     with torch.no_grad():
         c = anchors.leave_one_out(views).z

@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--only", choices=("build", "ask"), help="one half of the work")
     parser.add_argument("--fresh", action="store_true", help="do again what is in the results")
-    parser.add_argument("--folder", type=Path, default=Path("runs/index-benchmark"), help="6 GB; kept, to go on from")
+    parser.add_argument("--folder", type=Path, default=Path("runs/index-benchmark"), help="6 GB; kept, to resume from")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -250,7 +250,7 @@ def weak_scaling() -> dict[str, dict[str, float]]:
 
 
 def start(size: int, work, *args):
-    """What the first of so many processes returns."""
+    """What the first of several processes returns."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         ranks = [context.Process(target=_rank, args=(rank, size, folder, work, *args)) for rank in range(size)]

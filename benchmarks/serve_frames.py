@@ -53,7 +53,7 @@ async () => {
 
 
 def crowd(folder: Path) -> Gallery:
-    """Points where chance put them: what a frame costs does not hang on what they mean."""
+    """Points where chance put them: what a frame costs does not depend on what they mean."""
     draw = np.random.default_rng(0)
     count = POINTS // MODALITIES
     arrays = {f"m{m}": draw.normal(size=(count, 4)).astype(np.float32) for m in range(MODALITIES)}

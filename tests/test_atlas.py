@@ -11,7 +11,7 @@ from centrobind.types import Embeddings
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    """For what does not hang on how good a map is."""
+    """For what does not depend on how good a map is."""
     monkeypatch.setattr(atlas, "STEPS", 20)
     monkeypatch.setattr(atlas, "EXAGGERATED", 5)
 

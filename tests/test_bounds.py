@@ -320,7 +320,7 @@ def test_what_breaks_the_inequality():
 
 
 def test_a_small_loss_certifies_no_pair():
-    """Three strangers at a low temperature: the centroid finds itself, the pairs share nothing."""
+    """Three unrelated vectors at a low temperature: the centroid finds itself, the pairs share nothing."""
     z = Embeddings(unit_vectors(3, 200, 128), torch.ones(3, 200, dtype=torch.bool), names(3))
     found = bounds.slack(z, z, 0.03)
     for value in found.values():

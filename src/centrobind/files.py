@@ -20,7 +20,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         said = not_written(path, error, len(content))
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{said}; what was there before is intact. Make room, then go on") from None
+        raise CheckpointError(f"{said}; what was there before is intact. Make room, then continue") from None
 
 
 def not_written(path: Path, error: OSError, needed: int | None = None) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Watch = Callable[..., None]  # watch(done, title="what goes on", loss=1.23)
+Watch = Callable[..., None]  # watch(done, title="what is being done", loss=1.23)
 
 SECONDS_BETWEEN_LINES = 10.0
 

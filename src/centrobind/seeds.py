@@ -1,4 +1,4 @@
-"""Randomness that hangs on numbers and on nothing else, so that every draw can be repeated."""
+"""Randomness that depends on numbers and on nothing else, so that every draw can be repeated."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Run all trials of a comparison on all cores; killed at any moment, it goes on where it was.
+"""Run all trials of a comparison on all cores; killed at any moment, it resumes where it was.
 
-Every finished trial is a line of rows.jsonl. A trial that fails is a line that says why, and the rest goes on.
+Every finished trial is a line of rows.jsonl. A trial that fails is a line that says why, and the rest continues.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def _guarded(trial: Trial, dataset: DatasetConfig, out: Path) -> Row:
         return _row(trial, run_trial(trial, dataset, out))
     except Stopped:  # a signal goes to the workers too: this trial did not fail, all of it is to stop
         raise KeyboardInterrupt from None
-    except Exception as error:  # whatever happened to one trial, the others go on
+    except Exception as error:  # whatever happened to one trial, the others continue
         return _row(trial, {"error": f"{type(error).__name__}: {error}"})
 
 

@@ -1,9 +1,9 @@
 """A modality's values -> features of a frozen model, computed once and kept in a store.
 
-    OUT.features/                     while it goes on: one file per part that is done, each written whole
+    OUT.features/                     while it runs: one file per part that is done, each written whole
     OUT                               the store, written when all parts are there; then the folder above goes
 
-Killed, it goes on where it was. Under torchrun every rank computes its share of the parts.
+Killed, it resumes where it was. Under torchrun every rank computes its share of the parts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def featurize_store(
     force: bool = False,
     watch: Watch = silent,
 ) -> Path:
-    """The same from a store to a store, of any size, going on after a kill, shared by the ranks that were joined.
+    """The same from a store to a store, of any size, resumed after a kill, shared by the ranks that were joined.
 
     Raises StoreError where `out` exists and `force` is not given, and what `featurize` raises.
     """

@@ -1,4 +1,4 @@
-"""Files of strangers -> arrays: pictures, series, text. Pure functions of a path or of bytes, with limits.
+"""Untrusted files -> arrays: pictures, series, text. Pure functions of a path or of bytes, with limits.
 
 Each takes the shape of one sample, the one that a store holds and a binder was trained on, and returns exactly that
 shape. What is broken, too large or of another type raises DataError with one line that says why; nothing of a file
@@ -142,9 +142,9 @@ def decode_series(
 ) -> np.ndarray:
     """Numbers over time from a .npy or a CSV file -> float32 (time, channels...).
 
-    A CSV has a line per moment and a column per channel, parted by commas, semicolons or tabs; a first line without
-    any number is a heading. `shape` (steps,) or (steps, channels...) brings every series to so many steps, by straight
-    lines between its moments; without it the series stays as long as it is. Raises DataError.
+    A CSV has a line per moment and a column per channel, separated by commas, semicolons or tabs; a first line without
+    any number is a heading. `shape` (steps,) or (steps, channels...) brings every series to `steps`, by straight lines
+    between its moments; without it the series stays as long as it is. Raises DataError.
     """
     content = contents(source, limits)
     values = decode_npy(content, limits=limits) if content[:6] == npy.MAGIC_PREFIX else _csv(content, limits)

@@ -73,7 +73,7 @@ def _check_shape(shape: tuple[int, ...], axes: int) -> None:
 
 
 def _decoded(source: bytes | str | Path, samples: int, limits: Limits) -> tuple[np.ndarray, int]:
-    """As many moments as so many samples at 16,000 a second need, (moments, channels), and their own rate."""
+    """As many moments as `samples` samples at 16,000 a second need, (moments, channels), and their own rate."""
     soundfile = extra("soundfile", of="audio", to="reading sound")
     content = contents(source, limits)
     try:

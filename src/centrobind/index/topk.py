@@ -1,7 +1,7 @@
 """The k nearest of a stream of vectors, exactly, in bounded memory, on any device.
 
 float32 products, in blocks, say which vectors could be among the best; those few are scored again in float64 and
-rounded to float32. So the answer does not hang on the size of a block, the number of queries or the device, equal
+rounded to float32. So the answer does not depend on the size of a block, the number of queries or the device, equal
 vectors have equal scores, and ties go to the lower row.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 QUERIES = 256  # at a time: scores of 256 queries x 32,768 vectors are 32 MB
-BLOCK = 32_768  # vectors at a time, for who makes the stream
+BLOCK = 32_768  # vectors at a time, for callers that make the stream
 PAIRS = 65_536  # scored again at a time: 64 MB at 128 dimensions
 LOOSE = 8  # times k: the share that may pass the bar before the block's own k-th best is looked for
 

@@ -87,7 +87,7 @@ def score_dots(rows: Sequence[tuple[str, str, Mapping[str, tuple[float, float, f
 
 
 def rank_line(average: Mapping[str, float], apart: float | None, highlight: str | None = None) -> str:
-    """A critical-difference diagram (Demsar 2006): average ranks on a line, bars over those that are not told apart."""
+    """A critical-difference diagram (Demsar 2006): average ranks on a line, bars over those that do not differ."""
     order = sorted(average, key=lambda label: average[label])
     values = [average[label] for label in order]
     groups = _joined(values, apart) if apart is not None else []

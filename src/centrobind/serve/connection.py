@@ -50,7 +50,7 @@ class Connection(H11Protocol):
         self._follow()
 
     def _follow(self, answered: bool = False) -> None:
-        """Enter the stage that the connection is in now; one that goes on keeps its deadline."""
+        """Enter the stage that the connection is in now; one that continues keeps its deadline."""
         if self.cycle is not None and not self.cycle.response_complete:
             stage = "exchange"
         elif self.transport.get_write_buffer_size() > 0:

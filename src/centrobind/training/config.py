@@ -86,7 +86,7 @@ class TrainConfig(Strict):
     tensorboard: bool = Field(True, description="also log there, if it is installed")
 
     def is_due(self, what: Literal["validate", "checkpoint"], step: int) -> bool:
-        """Whether it is time for it after so many steps; after the last one it always is."""
+        """Whether it is time for it after `step` steps; after the last one it always is."""
         every = self.validate_every if what == "validate" else self.checkpoint_every
         return step == self.steps or step % (max(1, self.steps // 10) if every is None else every) == 0
 

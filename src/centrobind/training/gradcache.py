@@ -27,7 +27,7 @@ from centrobind.types import Batch, Embeddings
 class GradCache:
     """Stands in for a binder, `chunk` samples at a time; call `backward()` after the loss's own.
 
-    Draws inside the towers (dropout) hang on the seed, the call and the chunk, so that both passes make the same.
+    Draws inside the towers (dropout) depend on the seed, the call and the chunk, so that both passes make the same.
     """
 
     def __init__(self, towers: Callable[[Batch], Embeddings], chunk: int, *seed: int, most: int = 0):
