@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.closed_form.choose import Choice, choose, fold_numbers
+from centrobind.closed_form.choose import KERNEL, LINEAR, REST, Choice, Folds, choose, fold_numbers
 from centrobind.closed_form.features import Features, learned_features
-from centrobind.closed_form.gcca import solve
-from centrobind.closed_form.stream import CHUNK, stream
+from centrobind.closed_form.gcca import principal, solve
+from centrobind.closed_form.stream import CHUNK, chunk_features, stream
 from centrobind.data import Samples, sameness
 from centrobind.errors import DataError
 from centrobind.types import Embeddings, unit
 
 DYNAMIC = "dynamic"
-FOLDS = 5
+FEW, MANY_FOLDS, FEW_FOLDS = 1000, 5, 3  # where samples are few, folds are small and their scores noisy
+CHOSEN_ON = 10_000  # samples that cross-validation uses
+FEW_SAMPLES, MOST_FEATURES, MOST_TOGETHER = 2000, 512, 2048
+REFINED = 1500  # largest eigenproblem that settings of single modalities are tried with
 MOST_DIMS = 256
-REST = 1e-3  # weight of the modalities that are not the fixed anchor
-MOST_FEATURES = 512
-MOST_TOGETHER = 4096
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,27 @@ def fit_closed_form(
     if anchor != DYNAMIC and anchor not in names:
         raise DataError(f"anchor {anchor!r}: expected {DYNAMIC!r} or one of {list(names)}")
     check_pairs(samples)
-    most = min(MOST_FEATURES, max(MOST_TOGETHER // len(names), 16))
     if features is None:
-        features = {name: learned_features(column, most=most, seed=seed) for name, column in samples.columns.items()}
-    modules = {name: features[name].to(device) for name in names}
+        features = learn_all(samples, seed)
+    modules = {name: features[name].to(device).requires_grad_(False) for name in names}
     if groups is None and samples.group is not None:
         groups = samples.group.codes
-    fold_of = fold_numbers(len(samples), FOLDS, groups=groups, seed=seed)
-    data = stream(modules, samples, fold_of)
+    picked = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CHOSEN_ON)).astype(np.int64))
+    folds = look(modules, samples.take(picked))
+    count = MANY_FOLDS if len(picked) <= FEW else FEW_FOLDS
+    folds.fold_of = torch.from_numpy(
+        fold_numbers(len(picked), count, groups=None if groups is None else groups[picked], seed=seed)
+    ).to(folds.present.device)
     weights = [1.0 if anchor in (DYNAMIC, name) else REST for name in names]
-    most_dims = int(min(dim or MOST_DIMS, sum(data.widths), max(len(samples) // 2, 2)))
-    choice = choose([data.held_out(fold) for fold in range(data.count)], dim=most_dims, weights=weights)
+    total = sum(x[LINEAR].shape[1] for x in folds.features)
+    most_dims = int(min(dim or MOST_DIMS, total, max(len(picked) // 2, 2)))
+    choice = choose(folds, dim=most_dims, weights=weights, refine=min(total, len(picked)) <= REFINED)
     settings = choice.settings
-    solution = solve(data.everything(), ridge=settings.ridge, weights=settings.weights, dim=settings.dim)
+    for module, form in zip(modules.values(), settings.forms):
+        if form == LINEAR:
+            module.kernel = None
+    everything = folds.whole(settings.forms) if len(picked) == len(samples) else principal(stream(modules, samples))
+    solution = solve(everything, ridge=settings.ridge, weights=settings.weights, dim=settings.dim)
     scale = solution.spectrum**settings.power
     wide = dim or settings.dim
     matrix, bias = {}, {}
@@ -101,6 +109,30 @@ def fit_closed_form(
         full[:, : w.shape[1]] = w * scale
         matrix[name], bias[name] = full.float(), -(mean @ full).float()
     return ClosedForm(modules, matrix, bias, solution.spectrum, choice, anchor)
+
+
+def learn_all(samples: Samples, seed: int = 0) -> dict[str, Features]:
+    """Features of every modality, numbers and pictures with a kernel: no more than an eigenproblem can take."""
+    few = len(samples) <= FEW_SAMPLES  # then it is solved in samples, and features cost little
+    most = MOST_FEATURES if few else max(min(MOST_FEATURES, MOST_TOGETHER // len(samples.columns)), 32)
+    return {name: learned_features(column, most=most, seed=seed) for name, column in samples.columns.items()}
+
+
+def look(features: Mapping[str, Features], samples: Samples) -> Folds:
+    """Linear and kernel features of samples that fit into memory, one fold."""
+    device = next(iter(features.values())).components.mean.device
+    kept: list[dict[str, list[Tensor]]] = [{} for _ in features]
+    for start in range(0, len(samples), CHUNK):
+        chunk = samples.take(slice(start, start + CHUNK))
+        for forms, (name, module), here in zip(kept, features.items(), torch.from_numpy(chunk.present).to(device)):
+            x = chunk_features(module.linear, chunk.columns[name], here, module.components.width)
+            forms.setdefault(LINEAR, []).append(x)
+            if module.kernel is not None:
+                bent = x.new_zeros(len(x), module.kernel.width)
+                bent[here] = module.kernel(x[here])
+                forms.setdefault(KERNEL, []).append(bent)
+    joined = [{form: torch.cat(parts) for form, parts in forms.items()} for forms in kept]
+    return Folds(joined, torch.from_numpy(samples.present).to(device), torch.zeros(len(samples), dtype=torch.long))
 
 
 def check_pairs(samples: Samples) -> None:

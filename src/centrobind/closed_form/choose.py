@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.closed_form.gcca import Principal, solve
+from centrobind.closed_form.gcca import Part, Principal, joined, principal_part, solve
 from centrobind.types import unit
 
+LINEAR, KERNEL = "linear", "kernel"
+REST = 1e-3  # weight of the modalities that are not the fixed anchor
+MOST_SCORED = 1500  # samples of a fold
+GAIN = 1.005
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 START = 0.3
 DIMS = (8, 16, 32, 64, 128, 256, 512)
@@ -20,22 +25,14 @@ POWERS = (0.0, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """A fold's samples that scores are computed on, and everything outside the fold."""
-
-    train: Principal
-    features: list[Tensor]  # (n, features) per modality
-    present: Tensor  # (M, n) bool
-
-
-@dataclass(frozen=True)
 class Settings:
-    """What a closed form can be given; `ridge` and `weights` have one number per modality."""
+    """What a closed form can be given; `forms`, `ridge` and `weights` have one entry per modality."""
 
+    forms: tuple[str, ...]  # LINEAR or KERNEL
     ridge: tuple[float, ...]
     weights: tuple[float, ...]
-    dim: int
-    power: float
+    dim: int = 0
+    power: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,43 +85,117 @@ def mean_reciprocal_rank(places: Sequence[Tensor], present: Tensor) -> float:
     return float(torch.stack(scores).mean()) if scores else 0.0
 
 
-def choose(folds: Sequence[HeldOut], *, dim: int, weights: Sequence[float]) -> Choice:
-    """The best of all RIDGES, DIMS up to `dim` and POWERS, the same ridge for all modalities.
+@dataclass
+class Folds:
+    """Features of the samples that the choice is made on; each modality's part of a fold is computed once."""
 
-    The ridge climbs from the middle of RIDGES to the nearest summit: the score has one, and each step costs an
-    eigenproblem per fold.
+    features: list[dict[str, Tensor]]  # per modality: LINEAR, and KERNEL where there is one -> (n, width)
+    present: Tensor  # (M, n) bool
+    fold_of: Tensor  # (n,)
+    _parts: dict[tuple[int, int, str], Part] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of folds."""
+        return int(self.fold_of.max()) + 1
+
+    def train(self, fold: int, forms: Sequence[str]) -> Principal:
+        """All samples outside a fold, in single precision: only the order of places is looked at."""
+        return joined([self._part(fold, m, form) for m, form in enumerate(forms)])
+
+    def held_out(self, fold: int, forms: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """Features and presence of up to MOST_SCORED samples of a fold."""
+        rows = torch.nonzero(self.fold_of == fold)[:, 0]
+        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MOST_SCORED), device=rows.device).long()]
+        return [x[form][rows] for x, form in zip(self.features, forms)], self.present[:, rows]
+
+    def whole(self, forms: Sequence[str]) -> Principal:
+        """All samples."""
+        pairs = zip(self.features, forms, self.present)
+        return joined([principal_part(x[form].double(), here) for x, form, here in pairs])
+
+    def _part(self, fold: int, m: int, form: str) -> Part:
+        key = (fold, m, form)
+        if key not in self._parts:
+            others = self.fold_of != fold
+            part = principal_part(self.features[m][form][others].double(), self.present[m, others])
+            self._parts[key] = Part(*(x.float() for x in (part.directions, part.variances, part.mean, part.rows)))
+        return self._parts[key]
+
+
+def choose(folds: Folds, *, dim: int, weights: Sequence[float], refine: bool = True) -> Choice:
+    """The best forms, ridge, dimension up to `dim`, power and, with `refine`, weights.
+
+    The ridge, first the same for all modalities, climbs from START to the nearest summit of the score, which has one:
+    every step costs an eigenproblem per fold. Then all kernels are tried in place of linear features, then changes to
+    one modality at a time; these have to be better by GAIN, or noise would choose among them.
     """
-    dims = [d for d in DIMS if d < dim] + [dim]
-    tried: dict[int, Choice] = {}
+    linear = Settings((LINEAR,) * len(weights), (START,) * len(weights), tuple(weights))
+    best = _climb(folds, linear, dim)
+    bent = tuple(KERNEL if KERNEL in x else LINEAR for x in folds.features)
+    if KERNEL in bent:
+        best = max(best, _climb(folds, replace(best.settings, forms=bent), dim), key=lambda choice: choice.score)
+    if refine:
+        for m in range(len(weights)):
+            for settings in _changes(best.settings, m, folds):
+                other = attempt(folds, settings, [settings.dim], [settings.power])
+                best = other if other.score > best.score * GAIN else best
+    return best
 
-    def attempt(place: int) -> float:
+
+def attempt(folds: Folds, settings: Settings, dims: Sequence[int], powers: Sequence[float]) -> Choice:
+    """The best of these dimensions and powers with these settings' forms, ridge and weights."""
+    keys = list(itertools.product(dims, powers))
+    scores = [_fold_scores(folds, fold, settings, keys) for fold in range(folds.count)]
+    by = {key: tuple(each[key] for each in scores) for key in keys}
+    d, power = max(by, key=lambda key: sum(by[key]))
+    return Choice(replace(settings, dim=d, power=power), by[d, power])
+
+
+def _climb(folds: Folds, settings: Settings, dim: int) -> Choice:
+    """The summit of the score over RIDGES, the same for all modalities, from these settings' own ridge."""
+    tried: dict[int, Choice] = {}
+    dims = [d for d in DIMS if d < dim] + [dim]
+
+    def score(place: int) -> float:
         if not 0 <= place < len(RIDGES):
             return -1.0
         if place not in tried:
-            ridge = (RIDGES[place],) * len(weights)
-            scores = [fold_scores(fold, Settings(ridge, tuple(weights), dim, 0.0), dims) for fold in folds]
-            tried[place] = max(
-                (
-                    Choice(Settings(ridge, tuple(weights), d, power), tuple(each[d, power] for each in scores))
-                    for d, power in itertools.product(dims, POWERS)
-                ),
-                key=lambda choice: choice.score,
-            )
+            ridge = (RIDGES[place],) * len(settings.ridge)
+            tried[place] = attempt(folds, replace(settings, ridge=ridge), dims, POWERS)
         return tried[place].score
 
-    best = RIDGES.index(START)
-    while (better := max((best, best - 1, best + 1), key=attempt)) != best:
+    best = RIDGES.index(settings.ridge[0])
+    while (better := max((best, best + 1, best - 1), key=score)) != best:
         best = better
     return tried[best]
 
 
-def fold_scores(fold: HeldOut, settings: Settings, dims: Sequence[int]) -> dict[tuple[int, float], float]:
-    """Mean reciprocal rank of a fold by (dim, power), with these settings' ridge and weights."""
-    solution = solve(fold.train, ridge=settings.ridge, weights=settings.weights, dim=max(dims))
-    full = solution.project(fold.features)
+def _changes(settings: Settings, m: int, folds: Folds) -> Iterator[Settings]:
+    """The same with one thing of modality m changed: its weight, its ridge, its form."""
+
+    def at(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+        return (*values[:m], value, *values[m + 1 :])
+
+    if len(settings.weights) > 2 and min(settings.weights) > REST:
+        yield replace(settings, weights=at(settings.weights, settings.weights[m] / 4))
+    yield replace(settings, ridge=at(settings.ridge, settings.ridge[m] * 10))
+    other = LINEAR if settings.forms[m] == KERNEL else KERNEL
+    if other in folds.features[m]:
+        yield replace(settings, forms=at(settings.forms, other))
+
+
+def _fold_scores(
+    folds: Folds, fold: int, settings: Settings, keys: Sequence[tuple[int, float]]
+) -> dict[tuple[int, float], float]:
+    """Mean reciprocal rank in a fold by (dim, power)."""
+    features, present = folds.held_out(fold, settings.forms)
+    at = folds.train(fold, settings.forms)
+    most = max(dim for dim, _ in keys)
+    solution = solve(at, ridge=settings.ridge, weights=settings.weights, dim=most)
+    full = solution.project(features)
     scores = {}
-    for power in POWERS:
-        scaled = [z * solution.spectrum**power for z in full]
-        for d in dims:
-            scores[d, power] = mean_reciprocal_rank([unit(z[:, :d].float()) for z in scaled], fold.present)
+    for dim, power in keys:
+        places = [unit(z[:, :dim] * solution.spectrum[:dim] ** power) for z in full]
+        scores[dim, power] = mean_reciprocal_rank(places, present)
     return scores

@@ -20,7 +20,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from centrobind.closed_form.components import Components, directions
+from centrobind.closed_form.components import Components, Kernel, directions
 from centrobind.closed_form.grams import count_grams, count_words
 from centrobind.data import Column
 from centrobind.errors import DataError
@@ -34,15 +34,17 @@ class Features(nn.Module):
     """A modality's values -> (n, width) features, zero on average over the samples it was learned on."""
 
     components: Components
+    kernel: Kernel | None
 
     def __init__(self, kind: str, shape: tuple[int, ...]):
         super().__init__()
+        self.kernel = None
         self.kind, self.raw_shape = kind, tuple(shape)
 
     @property
     def width(self) -> int:
         """Number of features."""
-        return self.components.width
+        return (self.components if self.kernel is None else self.kernel).width
 
     def learn(self, column: Column, most: int, seed: int = 0) -> None:
         """From up to MOST_ROWS present values, evenly spread; at most `most` features."""
@@ -52,6 +54,11 @@ class Features(nn.Module):
 
     def forward(self, values: Any) -> Tensor:
         """Values as stored, (n, ...) -> (n, width) on the module's device."""
+        x = self.linear(values)
+        return x if self.kernel is None else self.kernel(x)
+
+    def linear(self, values: Any) -> Tensor:
+        """The principal components that the kernel, if there is one, starts from."""
         return self.components(torch.cat(self.blocks(values), 1))
 
     def blocks(self, values: Any) -> list[Tensor]:
@@ -60,12 +67,15 @@ class Features(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """All but the tensors, as JSON: enough to build the module again."""
-        shape = list(self.raw_shape)
-        return {"kind": self.kind, "shape": shape, "raw": self.components.raw, "width": self.components.width}
+        kernel = None if self.kernel is None else list(self.kernel.basis.shape)
+        shape, (raw, width) = list(self.raw_shape), self.components.basis.shape
+        return {"kind": self.kind, "shape": shape, "raw": raw, "width": width, "kernel": kernel}
 
     def rebuild(self, description: Mapping[str, Any]) -> None:
         """Room for the tensors that the description speaks of."""
         self.components = Components(description["raw"], description["width"])
+        if description["kernel"] is not None:
+            self.kernel = Kernel(description["width"], *description["kernel"])
 
     def _numbers(self, values: Any) -> Tensor:
         array = torch.as_tensor(np.asarray(values)) if not isinstance(values, Tensor) else values
@@ -146,7 +156,7 @@ class TextFeatures(Features):
         self.components.basis.copy_(torch.from_numpy(basis))
         self.components.mean.copy_(torch.from_numpy(mean))
 
-    def forward(self, values: Sequence[str]) -> Tensor:
+    def linear(self, values: Sequence[str]) -> Tensor:
         table = self._weighted([count(list(values)) for count in (count_grams, count_words)])
         basis = self.components.basis
         projected = torch.from_numpy(table @ basis.cpu().numpy()).to(basis.device)
@@ -186,6 +196,8 @@ def learned_features(column: Column, *, most: int = 512, seed: int = 0) -> Featu
     """The features of one modality, learned from its present values."""
     features = KINDS[column.kind](column.kind, column.shape)
     features.learn(column, most, seed)
+    if column.kind != "text":  # n-grams are many and rare as they are: bending them lost on every set
+        features.kernel = Kernel.learned(features.linear(some_values(column, int(np.prod(column.shape)))), most)
     return features
 
 

@@ -23,6 +23,16 @@ SMALLEST = 1e-10  # of the largest eigenvalue: directions below are rounding, an
 
 
 @dataclass(frozen=True)
+class Part:
+    """One modality's principal directions; those without variance, as of constant features, are left out."""
+
+    directions: Tensor  # (features, kept) orthonormal columns
+    variances: Tensor  # (kept,) descending
+    mean: Tensor  # (features,)
+    rows: Tensor  # (N, kept) samples along the directions over sqrt(number present), zeros where missing
+
+
+@dataclass(frozen=True)
 class Principal:
     """Data in each modality's principal directions, in which every ridge is a division.
 
@@ -30,9 +40,9 @@ class Principal:
     where there are fewer samples than directions, the (N, K) `rows` whose products they are.
     """
 
-    directions: list[Tensor]  # (features, kept) orthonormal columns, one matrix per modality
-    variances: list[Tensor]  # (kept,) descending
-    means: list[Tensor]  # (features,)
+    directions: list[Tensor]
+    variances: list[Tensor]
+    means: list[Tensor]
     covariances: Tensor | None  # (K, K)
     rows: Tensor | None = None  # (N, K)
 
@@ -51,28 +61,44 @@ class Solution:
         return [(x - mean) @ (w[:, :dim] * scale) for x, mean, w in zip(features, self.means, self.maps)]
 
 
-def principal(moments: Moments, features: Sequence[Tensor] | None = None, present: Tensor | None = None) -> Principal:
-    """The principal directions of every modality; directions without variance, as of constant features, are left out.
-
-    `features` and `present` of all samples may be handed in where these are few: see Principal.
-    """
+def principal(moments: Moments) -> Principal:
+    """From sums over any number of samples."""
     centred, counts = moments.centred(), moments.counts.diagonal().clamp(min=1)
-    directions, variances = [], []
-    for m, block in enumerate(moments.blocks):
-        values, vectors = torch.linalg.eigh(centred[block, block] / counts[m])
-        values, vectors = values.flip(0), vectors.flip(1)
-        kept = values > SMALLEST * values[:1].clamp(min=SMALLEST)
-        directions.append(vectors[:, kept])
-        variances.append(values[kept])
+    pairs = [axes(centred[block, block] / count) for block, count in zip(moments.blocks, counts)]
+    directions, variances = [u for u, _ in pairs], [v for _, v in pairs]
     means = [mean[block] for mean, block in zip(moments.means, moments.blocks)]
-    scaled = [v / n.sqrt() for v, n in zip(directions, counts)]
-    if features is not None and present is not None and len(features[0]) < sum(map(len, variances)):
-        parts = [
-            torch.where(here[:, None], x - mean, 0) @ v for x, here, mean, v in zip(features, present, means, scaled)
-        ]
-        return Principal(directions, variances, means, None, torch.cat(parts, 1))
-    rotation = torch.block_diag(*scaled)
+    rotation = torch.block_diag(*(u / count.sqrt() for u, count in zip(directions, counts)))
     return Principal(directions, variances, means, rotation.T @ centred @ rotation)
+
+
+def principal_part(features: Tensor, present: Tensor) -> Part:
+    """One modality from (N, features) rows held in memory, of which those that are `present` (N,) count."""
+    here = features[present]
+    mean = here.mean(0) if len(here) else features.new_zeros(features.shape[1])
+    centred = (here - mean) / max(len(here), 1) ** 0.5
+    if len(here) >= features.shape[1]:
+        directions, variances = axes(centred.T @ centred)
+    else:
+        left, variances = axes(centred @ centred.T)
+        directions = centred.T @ left / variances.sqrt()
+    rows = features.new_zeros(len(features), len(variances))
+    rows[present] = centred @ directions
+    return Part(directions, variances, mean, rows)
+
+
+def joined(parts: Sequence[Part]) -> Principal:
+    """All modalities' parts of the same samples."""
+    rows = torch.cat([part.rows for part in parts], 1)
+    few = rows.shape[0] < rows.shape[1]
+    directions, variances, means = zip(*((part.directions, part.variances, part.mean) for part in parts))
+    return Principal([*directions], [*variances], [*means], None if few else rows.T @ rows, rows if few else None)
+
+
+def axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of a covariance, descending, without those that are zero but for rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > SMALLEST * values[-1:].clamp(min=SMALLEST)
+    return vectors[:, kept].flip(1), values[kept].flip(0)
 
 
 def solve(at: Principal, *, ridge: Sequence[float], weights: Sequence[float], dim: int) -> Solution:
@@ -103,5 +129,5 @@ def leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         found = scipy.linalg.eigh(matrix.numpy(), subset_by_index=(max(size - count, 0), size - 1), check_finite=False)
         values, vectors = map(torch.from_numpy, found)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    kept = values > SMALLEST * max(float(values[0]), SMALLEST)
+    kept = values > torch.finfo(values.dtype).eps * size * max(float(values[0]), SMALLEST)
     return values[kept], vectors[:, kept]
