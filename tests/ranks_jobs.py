@@ -20,7 +20,7 @@ from centrobind.binder.augment import augment
 from centrobind.binder.binder import build_binder
 from centrobind.data import ReadAhead, Samples, train_and_valid
 from centrobind.distributed import gather, joined
-from centrobind.errors import CentrobindError, RunError
+from centrobind.errors import CentrobindError, Stopped
 from centrobind.objectives import tiled_tuples
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.seeds import seeded
@@ -173,8 +173,8 @@ def interrupted(team, path, settings=SETTINGS, at=5):
     with seen_rows(at, twice if team.rank == team.size - 1 else int) as seen:
         try:
             trained(team, path, settings=settings)
-        except RunError as error:
-            return str(error), error.said, seen
+        except Stopped as stop:
+            return str(stop), stop.said, seen
     return None
 
 

@@ -125,7 +125,7 @@ def test_mistakes_are_said_in_words(world, capsys, tmp_path):
         ("inspect", tmp_path / "thesis"): "is not a store (no meta.json in it)",
         ("train", tmp_path / "bad.yaml"): "did you mean 'centrobind'?",
         ("train", folder / "run.yaml"): "already holds a run",
-        ("train", folder / "run.yaml", "--resume", "--set", "train.lr=0.5"): "lines differ",
+        ("train", folder / "run.yaml", "--resume", "--set", "train.lr=0.5"): "these differ: train.lr",
         ("evaluate", tmp_path / "thesis", folder / "store"): "no such file",
         ("evaluate", folder / "run", folder / "store", "--split", "valid"): "expected one of ['test', 'train']",
         ("evaluate", folder / "run", "synthetic"): "none of ['m0', 'm1', 'm2']",

@@ -11,7 +11,7 @@ from centrobind.objectives.table import LeaveOneOut
 from centrobind.seeds import seeded
 from centrobind.training.gradcache import GradCache, chunks
 from centrobind.training.run_folder import RunFolder
-from test_train import RunError, go, log_of, same_weights
+from test_train import Stopped, go, log_of, same_weights
 
 SIZES = [1, 4, 7, 24, 100]
 
@@ -117,7 +117,7 @@ def test_resumed_is_uninterrupted_in_chunks(name, mixed, tmp_path):
     expected = go(mixed, name, whole, chunk=5)
     folder = RunFolder(tmp_path / "stopped")
     folder.write_config("x: 1")
-    with pytest.raises(RunError, match="stopped after step 5"):
+    with pytest.raises(Stopped, match="stopped after step 5"):
         go(mixed, name, folder, stop, chunk=5)
     resumed = RunFolder(tmp_path / "stopped", resume=True)
     assert same_weights(go(mixed, name, resumed, chunk=5), expected)

@@ -133,7 +133,7 @@ def test_chunks_of_a_ranks_part_change_nothing(found, folder):
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(found, folder):
     for rank, (said, said_already, rows) in enumerate(ranks["interrupted"] for ranks in found[2]):
         assert said.startswith("stopped after step 5 of 12") and len(rows) == 5
-        assert said_already == (rank > 0) and ("go on with --resume" in said) == (rank == 0)
+        assert said_already == (rank > 0) and ("continue with --resume" in said) == (rank == 0)
 
 
 def test_another_number_of_ranks_goes_on_with_every_sample_once(found, alone, folder):

@@ -31,8 +31,8 @@ class Breaks(AnchorInfoNCE):
         super().__init__(random_modality, temperature=0.1, learn_temperature=True)
         self.at, self.how, self.seen = at, how, []
 
-    def compare(self, z, views):
-        loss = super().compare(z, views)
+    def compare(self, z, views, groups=None):
+        loss = super().compare(z, views, groups)
         self.seen.append(loss.total.item())
         if len(self.seen) <= self.at:
             return loss

@@ -23,10 +23,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from centrobind.errors import CentrobindError, RunError
+from centrobind.errors import CentrobindError, RunError, Stopped
 from centrobind.types import Batch, Embeddings
 
 Made = TypeVar("Made")
+Fault = TypeVar("Fault", CentrobindError, Stopped)
 
 DRAWS = 5056  # bytes of the state of torch's CPU generator
 BUCKET = 2**23  # numbers a gradient exchange holds at a time, 32 MB: long enough to fill a link, short next to a model
@@ -145,7 +146,7 @@ class Team:
             raise self.agreed(sent[1])
         return value
 
-    def agreed(self, error: CentrobindError) -> CentrobindError:
+    def agreed(self, error: Fault) -> Fault:
         """An error that every rank raises: the leader's word is enough."""
         error.said = not self.leads
         return error

@@ -6,7 +6,6 @@
     ├── CheckpointError       a file that is not a sound checkpoint or binder
     ├── ConfigError           a run's YAML or a --set
     ├── RunError              a run that cannot start, or cannot go on
-    │   └── Stopped           a run that was asked to stop, and has written its checkpoint
     └── ExtraError            an optional package that is not there, or broken
 
 All are ValueErrors, so code that knows nothing of centrobind can still catch them. On the command
@@ -40,8 +39,13 @@ class RunError(CentrobindError):
     """A run cannot start, or cannot go on."""
 
 
-class Stopped(RunError):
-    """Somebody pressed Ctrl-C or sent SIGTERM: no failure, but the work is not done either."""
+class Stopped(BaseException):
+    """Somebody pressed Ctrl-C or sent SIGTERM: no failure, but the work is not done either.
+
+    No ValueError and no Exception, because a loop over runs that continues after an error must not continue after it.
+    """
+
+    said = False
 
 
 class ExtraError(CentrobindError):

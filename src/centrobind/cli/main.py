@@ -15,7 +15,7 @@ import typer
 from centrobind.cli import search
 from centrobind.cli.serve import serve, serve_run
 from centrobind.cli.terminal import say
-from centrobind.errors import CentrobindError, CentrobindWarning
+from centrobind.errors import CentrobindError, CentrobindWarning, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -375,7 +375,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         app(standalone_mode=True)
-    except CentrobindError as error:
+    except (CentrobindError, Stopped) as error:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))  # told by torchrun
         who = f"rank {os.environ.get('RANK')} of {ranks}: " if ranks > 1 else ""
         if not error.said:

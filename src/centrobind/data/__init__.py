@@ -3,6 +3,7 @@
 from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
 from centrobind.data.builtin import glyphs, synthetic, xor
 from centrobind.data.cells import BadCell, Reading
+from centrobind.data.identity import difference, identity
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
@@ -33,8 +34,10 @@ __all__ = [
     "decode_sound",
     "decode_text",
     "decode_wave",
+    "difference",
     "digests",
     "glyphs",
+    "identity",
     "inspect_samples",
     "kinship",
     "log_mel",

@@ -135,6 +135,14 @@ class Sampler:
     def state(self) -> dict[str, int]:
         return {"seed": self.seed, "epoch": self.epoch, "seen": self.seen}
 
+    def place_after(self, batches: int) -> dict[str, int]:
+        """The state that a sampler of this seed has after so many batches, counted from the first epoch."""
+        if batches == 0:
+            return {"seed": self.seed, "epoch": 0, "seen": 0}
+        epoch, place = divmod(batches - 1, self.batches_per_epoch)
+        edges = np.linspace(0, self.per_epoch, self.batches_per_epoch + 1).astype(np.int64)
+        return {"seed": self.seed, "epoch": epoch, "seen": int(edges[place + 1])}
+
     def load_state(self, state: Mapping[str, int]) -> None:
         """DataError for numbers that no sampler of this many samples can have."""
         seed, epoch, seen = (int(state[key]) for key in ("seed", "epoch", "seen"))

@@ -15,7 +15,7 @@ from centrobind.binder.checkpoint import load, read_tensors
 from centrobind.data import Samples, open_store, train_and_valid
 from centrobind.data.builtin import DATASETS
 from centrobind.distributed import team as our_team
-from centrobind.errors import ConfigError
+from centrobind.errors import ConfigError, Stopped
 from centrobind.objectives.base import Objective
 from centrobind.progress import Watch, progress, silent
 from centrobind.training.config import (
@@ -50,6 +50,14 @@ class TrainOptions(TypedDict, total=False):
     keep: Literal["best", "last"]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM in `fit`: `binder` has the best weights until then (without validation, the last)."""
+
+    def __init__(self, message: str, binder: Binder):
+        super().__init__(message)
+        self.binder = binder
+
+
 def fit(
     data: Samples | Mapping[str, Any],
     *,
@@ -71,7 +79,8 @@ def fit(
     `valid`: what to choose the best weights on, or which part of the data (of its train split, if it has one) to set
     aside for it; default a tenth.
     Settings of training are keywords (steps, batch_size, lr, augment, ...: see TrainOptions) or a whole
-    `train=TrainConfig(...)`. Raises DataError or ConfigError, before the first step where it can.
+    `train=TrainConfig(...)`. Raises DataError or ConfigError, before the first step where it can; Ctrl-C raises
+    Interrupted, a KeyboardInterrupt with the best weights so far: `except KeyboardInterrupt as stop: stop.binder`.
     """
     samples = Samples.of(data, present=present, kinds=kinds)
     config = fit_settings(train, dict(settings), valid if isinstance(valid, float) else None)
@@ -84,8 +93,11 @@ def fit(
         held_out = Samples.of(valid, kinds={name: column.kind for name, column in samples.columns.items()})
     module = objective if isinstance(objective, Objective) else make_objective(about.objective, samples.modalities)
     binder = build_binder(samples, dim=about.dim, encoders=encoders, seed=about.seed)
-    with progress("training", config.steps) if show_progress else nullcontext(silent) as watch:
-        return run_training(binder, module, samples, held_out, config, seed=about.seed, watch=watch)
+    try:
+        with progress("training", config.steps) if show_progress else nullcontext(silent) as watch:
+            return run_training(binder, module, samples, held_out, config, seed=about.seed, watch=watch)
+    except Stopped as stop:
+        raise Interrupted(f"{stop}; the best weights so far are in `binder` of this exception", binder) from None
 
 
 def fit_settings(train: TrainConfig | None, keywords: Mapping[str, Any], valid: float | None) -> TrainConfig:
@@ -122,13 +134,11 @@ def run_config(
     if config.init is not None:
         start_from(binder, config.init)
 
-    def open_folder() -> RunFolder:
-        run = RunFolder(config.out, resume=resume, replace=replace_run)
-        run.write_config(dump_config(config), same=resume)
-        return run
-
-    run = team.from_leader(open_folder)
-    return run_training(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
+    opened: list[RunFolder] = []  # by the leader only
+    team.from_leader(lambda: opened.append(RunFolder(config.out, resume=resume, replace=replace_run)))
+    with opened[0] if opened else nullcontext() as run:
+        team.from_leader(lambda: opened[0].write_config(dump_config(config), same=resume))
+        return run_training(binder, objective, learn, held_out, config.train, seed=config.seed, run=run, watch=watch)
 
 
 def run_objective(run: str | Path, binder: Binder) -> Objective | None:
@@ -178,6 +188,12 @@ def start_from(binder: Binder, path: str | Path) -> None:
         raise ConfigError(f"init {path}: none of its modalities {trained.modalities} is in {binder.modalities}")
     for name in shared:
         try:
+            before, now = trained.describe()["towers"][name], binder.describe()["towers"][name]
+            if differ := [key for key in ("kind", "encoder", "model", "words") if before.get(key) != now.get(key)]:
+                raise ConfigError(
+                    f"init {path}: the tower of {name!r} differs in {differ} from the one to be trained, so that its "
+                    "weights would mean something else; expected the same data and encoder"
+                )
             binder.towers[name].load_state_dict(trained.towers[name].state_dict())
         except RuntimeError as error:
             raise ConfigError(f"init {path}: the tower of {name!r} has another shape ({error})") from None

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import save
-from centrobind.data import ReadAhead, Sampler, Samples, kinship
+from centrobind.data import ReadAhead, Sampler, Samples, identity, kinship
 from centrobind.data.batches import has_pairs
 from centrobind.distributed import Team
 from centrobind.distributed import team as our_team
-from centrobind.errors import CentrobindWarning, ConfigError, DataError, RunError, Stopped
+from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, DataError, Stopped
 from centrobind.evaluation.metrics import retrieval
 from centrobind.objectives.base import Loss, Objective
 from centrobind.progress import Watch, silent
@@ -52,7 +52,8 @@ def train(
     """Train a binder in place and return it, with the best weights on `valid` unless settings say otherwise.
 
     With a `run` that holds a checkpoint, continues from there, to the same weights as if it had never stopped.
-    Raises DataError, ConfigError or RunError; on Ctrl-C it finishes the step, writes a checkpoint and stops.
+    Raises DataError, ConfigError or RunError. On Ctrl-C it finishes the step, writes a checkpoint, leaves the best
+    weights so far in the binder and raises Stopped.
     With other ranks (see distributed) the result is the same: each takes a part of every batch, the first one writes.
     """
     check_trainable(data, objective, settings)
@@ -71,6 +72,7 @@ def train(
         state = fresh_state(binder, objective, data, settings, seed, team, run)
         if (saved := team.from_leader(journal.last_checkpoint)) is not None:
             state.restore(*saved)
+            check_length(state.step, settings.steps)
         journal.start(state.step)
         with stop_on_signal(at_once=team.size == 1) as stopped, ReadAhead(state.sampler, read) as batches:
             for step in range(state.step, settings.steps):
@@ -95,11 +97,12 @@ def train(
                     tensors, rest = state.snapshot(batches.state())
                     journal.checkpoint(for_leader(tensors, team), rest)
                 if last and state.step < settings.steps:
+                    finish(binder, state, settings, team)
                     raise team.agreed(stopped_early(state.step, settings.steps, run))
         finish(binder, state, settings, team)
     if run is not None:
         save(binder, run.path / "binder.safetensors")
-    return binder.eval()
+    return binder
 
 
 def check_trainable(data: Samples, objective: Objective, settings: TrainConfig) -> None:
@@ -163,7 +166,7 @@ def fresh_state(
     modules = nn.ModuleDict({"towers": towers.train(), "objective": objective})
     batch_size = settings.batch_size or min(DEFAULT_BATCH, len(data))
     sampler = Sampler(len(data), batch_size, seed, positives=positives_of(objective, data), least=objective.least)
-    return TrainingState(modules, make_optimizer(modules, settings), sampler, Best(run))
+    return TrainingState(modules, make_optimizer(modules, settings), sampler, Best(run), identity(data))
 
 
 def advance(
@@ -212,6 +215,7 @@ def finish(binder: Binder, state: TrainingState, settings: TrainConfig, team: Te
     if settings.keep == "best" and state.best.step is not None and team.leads:
         state.best.put_back(binder)
     team.spread(binder)
+    binder.eval()
 
 
 def whole_modules(binder: Binder, modules: nn.ModuleDict) -> nn.ModuleDict:
@@ -221,9 +225,18 @@ def whole_modules(binder: Binder, modules: nn.ModuleDict) -> nn.ModuleDict:
     return nn.ModuleDict({"towers": binder, "objective": modules["objective"]})
 
 
-def stopped_early(step: int, steps: int, run: RunFolder | None) -> RunError:
-    """The error that ends a run which was asked to stop."""
-    where = "" if run is None else f"; go on with --resume, the checkpoint is in {run.path}"
+def check_length(done: int, steps: int) -> None:
+    """CheckpointError if a checkpoint has more steps than the run is to have."""
+    if done > steps:
+        raise CheckpointError(
+            f"the checkpoint has done {done} steps and the run is to have {steps}: expected at least {done}; set "
+            "train.steps, or start over with --force"
+        )
+
+
+def stopped_early(step: int, steps: int, run: RunFolder | None) -> Stopped:
+    """What ends a run that was asked to stop."""
+    where = "" if run is None else f"; continue with --resume, the checkpoint is in {run.path}"
     return Stopped(f"stopped after step {step} of {steps}{where}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_tensors
-from centrobind.data import Sampler
+from centrobind.data import Sampler, difference
 from centrobind.errors import CheckpointError
 from centrobind.training.run_folder import RunFolder
 from centrobind.training.shard import load_whole, part_of
@@ -28,8 +29,8 @@ class Best:
         self.weights: dict[str, Tensor] | None = None
 
     def improves(self, score: float, step: int) -> bool:
-        """Whether this score is above all before; if so, it is remembered."""
-        if score <= self.score:
+        """Whether this score is above all before; if so, it is remembered. One that is not finite never is."""
+        if not (math.isfinite(score) and score > self.score):
             return False
         self.score, self.step = score, step
         return True
@@ -60,6 +61,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     sampler: Sampler
     best: Best
+    data: Mapping[str, Any]  # which data it is trained on, see identity
     step: int = 0
 
     def snapshot(self, place: Mapping[str, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,13 +76,15 @@ class TrainingState:
             "sampler": dict(place),
             "best": {"score": self.best.score, "step": self.best.step} if self.best.step is not None else None,
             "binder": self.modules["towers"].describe(),
+            "data": dict(self.data),
         }
         return tensors, state
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Put a snapshot back; CheckpointError if it belongs to another run."""
+        """Put a snapshot back; CheckpointError if it is of other data, another binder or no run that can have been."""
         parts: dict[str, dict[str, Tensor]] = {"towers": {}, "objective": {}, "optimizer": {}}
         try:
+            self._check(state)
             for name, value in tensors.items():
                 part, _, rest = name.partition("/")
                 parts[part][rest] = value
@@ -91,11 +95,27 @@ class TrainingState:
             self.sampler.load_state(state["sampler"])
             if state["best"] is not None:
                 self.best.score, self.best.step = state["best"]["score"], state["best"]["step"]
-            if not isinstance(state["step"], int) or state["step"] < 0:
-                raise ValueError(f"step {state['step']!r}")
             self.step = state["step"]
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint belongs to a run with other data or settings ({error})") from None
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """ValueError if the state is not one that this run can have had."""
+        step, best = state["step"], state["best"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step!r}")
+        if best is not None:
+            if type(best["step"]) is not int or not 1 <= best["step"] <= step:
+                raise ValueError(f"best step {best['step']!r} of {step}")
+            if type(best["score"]) is not float or not math.isfinite(best["score"]):
+                raise ValueError(f"best score {best['score']!r}")
+        # Written before 0.2, a checkpoint does not say which data it is of.
+        if differs := difference(state["data"], self.data) if "data" in state else "":
+            raise ValueError(f"the data: {differs}")
+        if differs := described_difference(state["binder"], self.modules["towers"].describe()):
+            raise ValueError(differs)
+        if state["sampler"] != self.sampler.place_after(step):
+            raise ValueError(f"{state['sampler']} is not where its sampler is after step {step}")
 
     def _restore_moments(self, name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> None:
         """AdamW's state of one parameter, if it has one: a parameter without a gradient has none."""
@@ -111,3 +131,19 @@ class TrainingState:
             key: value if key == "step" else part_of(value.to(parameter.device), like=parameter)
             for key, value in moments.items()
         }
+
+
+def described_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two descriptions of binders (Binder.describe), in words; nothing if they are the same."""
+    now = json.loads(json.dumps(now))
+    if before["dim"] != now["dim"]:
+        return f"dim {before['dim']} then, {now['dim']} now"
+    if before["towers"].keys() != now["towers"].keys():
+        return f"modalities {list(before['towers'])} then, {list(now['towers'])} now"
+    for name, tower in now["towers"].items():
+        then = before["towers"][name]
+        for key in sorted(then.keys() | tower.keys()):
+            if then.get(key) != tower.get(key):
+                both = "other words then" if key == "words" else f"{then.get(key)!r} then, {tower.get(key)!r} now"
+                return f"{key} of the tower of {name!r}: {both}"
+    return ""
