@@ -73,7 +73,7 @@ def test_samples_without_a_group_stand_alone():
     [
         (plain(9), {"train": 0.5, "test": 0.6}, "add up to 1"),
         (plain(9), {"train": 1.5, "test": -0.5}, "positive"),
-        (plain(4, group="xxxx"), {"train": 0.5, "test": 0.5}, "would be empty"),
+        (plain(4, group=["x"] * 4), {"train": 0.5, "test": 0.5}, "would be empty"),
     ],
 )
 def test_impossible_splits_are_said(samples, fractions, says):

@@ -225,3 +225,21 @@ def test_parquet(tmp_path):
     samples = read(tmp_path / "d.parquet")
     assert samples.columns["v"].values.tolist() == [[1, 2], [3, 4]] and samples.ids[:] == ["p", "q", "r"]
     assert samples.present.tolist() == [[True, False, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("name", ["Label", "SPLIT", "Group", "Id"])
+def test_a_column_in_another_case_is_no_modality(tmp_path, name):
+    path = jsonl(tmp_path / "d.jsonl", [{"a": [1, 2], "b": "x", name: "y"}] * 3)
+    np.savez(tmp_path / "d.npz", x_a=np.ones((3, 2)), x_b=np.ones((3, 2)), **{f"x_{name}": np.ones((3, 1))})
+    for source in (path, tmp_path / "d.npz"):
+        with pytest.raises(DataError, match=f"column '{name}' .*'{name.lower()}'.*--modalities"):
+            list(read_chunks(source))
+        (chunk,) = read_chunks(source, modalities=["a", name])
+        assert chunk.modalities == ("a", name)
+
+
+def test_names_of_files_are_texts_where_that_is_said(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", [{"a": [1, 2], "file": f"{i}.mp4"} for i in range(3)])
+    with pytest.raises(DataError, match="names of files such as '0.mp4'"):
+        list(read_chunks(path))
+    assert read(path, readings={"file": "text"}).columns["file"].values[:] == ["0.mp4", "1.mp4", "2.mp4"]

@@ -187,6 +187,10 @@ def test_replace_is_one_moment_for_all_modalities_and_readers_keep_theirs(tmp_pa
     assert {*reader.search(new.z[0], "image", 30, {"label": "z"}).ids[0]} <= set(new.ids)
     with pytest.raises(DataError, match=r"1 of these ids are not in the index, first \['s99'\]"):
         index.delete(["s1", "s99"])
+    for call in (index.delete, index.embeddings, lambda ids: index.vectors("image", ids)):
+        for wrong in ("123", {"s1", "s2"}, {"s1": 1}):
+            with pytest.raises(DataError, match="ids: expected a list"):
+                call(wrong)
     index.delete(index.ids)
     assert len(index) == 0 and index.search(new.z[0, 0], "image").ids == [[]]
     index.add(new)

@@ -20,7 +20,7 @@ def test_values_are_packed_and_found_again():
 
 
 def test_take_only_and_part_share_values():
-    samples = Samples.of({"a": np.eye(4), "b": np.eye(4)}, split=["train", "test", "train", None], ids="wxyz")
+    samples = Samples.of({"a": np.eye(4), "b": np.eye(4)}, split=["train", "test", "train", None], ids=list("wxyz"))
     part = samples.part("train")
     assert part.ids[:] == ["w", "y"] and part.columns["a"].values is samples.columns["a"].values
     assert part.batch(np.array([1])).inputs["a"].tolist() == [[0, 0, 1, 0]]
@@ -84,12 +84,12 @@ WRONG = {
     "present of another length": (dict(arrays={"a": np.eye(3)}, present={"a": [True] * 2}), "expected bool"),
     "present not bool": (dict(arrays={"a": np.eye(3)}, present={"a": [1, 0, 1]}), "expected bool"),
     "labels too short": (dict(arrays={"a": np.eye(3)}, label=[0, 1]), "label: expected 3 values"),
-    "ids too many": (dict(arrays={"a": np.eye(3)}, ids="wxyz"), "ids: expected 3"),
+    "ids too many": (dict(arrays={"a": np.eye(3)}, ids=list("wxyz")), "ids: expected 3"),
     "ids twice": (dict(arrays={"a": np.eye(3)}, ids=["p", "q", "p"]), r"distinct.*\['p'\]"),
     "bad name": (dict(arrays={"../a": np.eye(3)}), "modality name"),
     "shapes differ": (dict(arrays={"a": [np.zeros(2), np.zeros(3)]}), r"\(2,\), \(3,\)"),
     "mixture": (dict(arrays={"a": ["x", np.zeros(3)]}), "mixture"),
-    "objects": (dict(arrays={"a": [np.zeros(2), {}]}), "expected numbers"),
+    "objects": (dict(arrays={"a": [np.zeros(2), {}]}), "got a dict"),
 }
 
 

@@ -109,8 +109,11 @@ write_store(sys.argv[1], chunks())
     ("chunks", "says"),
     [
         ([], "nothing to store"),
-        ([Samples.of({"a": np.eye(2)}), Samples.of({"a": np.eye(3)}, ids="xyz")], "expected float32 values of shape"),
-        ([Samples.of({"a": np.eye(2)}), Samples.of({"a": ["x"]}, ids="x")], "changes from vector to text"),
+        (
+            [Samples.of({"a": np.eye(2)}), Samples.of({"a": np.eye(3)}, ids=list("xyz"))],
+            "expected float32 values of shape",
+        ),
+        ([Samples.of({"a": np.eye(2)}), Samples.of({"a": ["x"]}, ids=list("x"))], "changes from vector to text"),
         ([Samples.of({"a": np.eye(2)}), Samples.of({"a": np.eye(2)})], r"distinct: 2 repeat .* rows \[2, 3\]"),
     ],
 )

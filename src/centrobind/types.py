@@ -76,6 +76,11 @@ class Embeddings:
         those pass, for a loss: its value shows them, and looking would make every step wait for the device.
         """
         if isinstance(tensors, Embeddings):
+            if present is not None or ids is not None:
+                raise DataError(
+                    "present= and ids= beside Embeddings: these have their own; change a copy with "
+                    "dataclasses.replace(embeddings, present=...), or give a dict of tensors"
+                )
             return tensors
         modalities = tuple(tensors)
         if not modalities:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.binder.inputs import INPUTS, Words
 from centrobind.binder.pretrained import pretrained_tower
-from centrobind.data import MISSING, Samples, digests, same_things
+from centrobind.data import MISSING, Nan, Samples, digests, same_things
 from centrobind.distributed import placed
 from centrobind.errors import ConfigError, DataError
 from centrobind.seeds import seeded
@@ -89,22 +89,18 @@ class Binder(nn.Module):
         data: Samples | Mapping[str, Any],
         *,
         present: Mapping[str, Any] | None = None,
+        nan: Nan = "error",
         batch_size: int = 1024,
         each: Callable[[int], None] | None = None,
     ) -> Embeddings:
         """Embeddings of samples, or of a dict of arrays, in any subset of the binder's modalities.
 
-        `each(n)` is called with the number of samples done. Raises DataError for a modality the binder does not
-        know, values of another shape than in training, or embeddings that come out NaN or infinite.
+        Gaps as in `Samples.of`. `each(n)` is called with the number of samples done. Raises DataError for a modality
+        the binder does not know, values of another shape than in training, or embeddings that come out NaN or infinite.
         """
-        names = data.modalities if isinstance(data, Samples) else tuple(data)
-        if not isinstance(data, Samples):
-            if unknown := [name for name in names if name not in self.towers]:
-                raise DataError(f"the binder has no modality {unknown}, expected some of {list(self.modalities)}")
-            data = Samples.of(data, present=present, kinds={name: self.kinds[name] for name in names})
-        data = data.only([name for name in self.modalities if name in names])
-        if not data.columns:
-            raise DataError(f"none of {list(names)} is a modality of the binder, expected some of {self.modalities}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise DataError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}")
+        data = self._in_modalities(data, present, nan)
         z = torch.zeros(len(data.columns), len(data), self.dim)
         values = np.full((len(data.columns), len(data)), MISSING, np.int64)
         was_training = self.training
@@ -120,9 +116,23 @@ class Binder(nn.Module):
                     each(int(rows[-1]) + 1)
         finally:
             self.train(was_training)
-        present, things = torch.from_numpy(data.present), same_things(data.group, values)
-        embeddings = Embeddings(z, present, data.modalities, np.array(data.ids[:]), things, values)
+        here, things = torch.from_numpy(data.present), same_things(data.group, values)
+        embeddings = Embeddings(z, here, data.modalities, np.array(data.ids[:]), things, values)
         return embeddings.checked("the binder's embeddings")
+
+    def _in_modalities(self, data: Samples | Mapping[str, Any], present: Mapping[str, Any] | None, nan: Nan) -> Samples:
+        """What is handed in, as samples in the binder's modalities and their order."""
+        if isinstance(data, Mapping):
+            if unknown := [name for name in data if name not in self.towers]:
+                raise DataError(f"the binder has no modality {unknown}, expected some of {list(self.modalities)}")
+            data = Samples.of(data, present=present, kinds={name: self.kinds[name] for name in data}, nan=nan)
+        else:
+            data = Samples.of(data, present=present, nan=nan)
+        names = [name for name in self.modalities if name in data.columns]
+        if not names:
+            known, got = list(self.modalities), list(data.modalities)
+            raise DataError(f"none of {got} is a modality of the binder, expected some of {known}")
+        return data.only(names)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON: enough to build the same binder again."""

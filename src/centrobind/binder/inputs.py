@@ -131,6 +131,8 @@ INPUTS: dict[str, type[nn.Module]] = {"vector": Numbers, "sequence": Numbers, "i
 
 def _tensor(values: Any, shape: tuple[int, ...]) -> Tensor:
     values = np.asarray(values)
+    if len(values) == 0:  # nobody has this modality: what was handed in has no shape to compare
+        values = np.zeros((0, *shape), np.float32)
     if values.shape[1:] != shape:
         raise DataError(f"expected samples of shape {shape}, as in training, got {values.shape[1:]}")
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))

@@ -1,7 +1,9 @@
 """Data: the packed store, importers, splits and batches."""
 
+from centrobind.data.arrays import listed
 from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
 from centrobind.data.builtin import glyphs, synthetic, xor
+from centrobind.data.categories import Codes
 from centrobind.data.cells import BadCell, Reading
 from centrobind.data.identity import difference, identity
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
@@ -9,9 +11,10 @@ from centrobind.data.inspecting import Inspection, inspect_samples
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
 from centrobind.data.opening import open_store
 from centrobind.data.repeats import MISSING, digests, kinship, same_things, sameness
-from centrobind.data.samples import Codes, Column, Samples, Strings
+from centrobind.data.samples import Column, Nan, Samples
 from centrobind.data.sound import decode_sound, decode_wave, log_mel
 from centrobind.data.store import write_store
+from centrobind.data.strings import Strings
 
 __all__ = [
     "LIMITS",
@@ -21,6 +24,7 @@ __all__ = [
     "Column",
     "Inspection",
     "Limits",
+    "Nan",
     "ReadAhead",
     "Reading",
     "Sampler",
@@ -40,6 +44,7 @@ __all__ = [
     "identity",
     "inspect_samples",
     "kinship",
+    "listed",
     "log_mel",
     "open_store",
     "read_chunks",

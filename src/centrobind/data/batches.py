@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from centrobind.data.samples import Codes, Samples
+from centrobind.data.categories import Codes
+from centrobind.data.samples import Samples
 from centrobind.errors import DataError
 from centrobind.types import Batch
 

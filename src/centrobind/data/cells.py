@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from centrobind.data.arrays import dense
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text, fit_picture
 from centrobind.data.samples import NOT_AN_ARRAY
 from centrobind.data.sound import decode_sound, decode_wave, fit_wave
@@ -203,8 +204,8 @@ class CellReader:
 
 def numbers(cell: Any) -> np.ndarray:
     """A list, an array or a tensor as an array; DataError if it is no such thing."""
-    if hasattr(cell, "detach"):  # a torch tensor, without importing torch for it
-        cell = cell.detach().cpu().numpy()
+    if hasattr(cell, "detach") or hasattr(cell, "tocsr"):  # a tensor, which may be of a type that numpy does not know
+        cell = dense("the cell", cell)
     array = np.asarray(cell)
     if array.dtype.kind not in "biuf":
         raise DataError(f"expected numbers or text, got {type(cell).__name__}")

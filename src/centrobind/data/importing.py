@@ -146,12 +146,22 @@ def record_chunks(
 def _with_new(names: list[str], record: Mapping[str, Any], where: str) -> list[str]:
     """The columns known, and those that a row brings."""
     new = [key for key in record if key not in ABOUT and key not in names]
+    refuse_other_case(new, where)
     if bad := [key for key in new if not NAME.fullmatch(key)]:
         raise DataError(
             f"{where}: columns {bad} cannot be modality names; use letters, digits, _ and -, at most 64, or pick "
             "columns with --modalities"
         )
     return [*names, *new]
+
+
+def refuse_other_case(names: Iterable[str], where: str) -> None:
+    """DataError for a column `Label`: is it the label, or a modality? Trained on, it would give the answer away."""
+    if other := [name for name in names if name.lower() in ABOUT and name not in ABOUT]:
+        raise DataError(
+            f"{where}: column {other[0]!r} is written otherwise than {other[0].lower()!r}, which describes a sample; "
+            "rename it to that if it does, or pick the modalities with --modalities"
+        )
 
 
 def _check_said(reader: CellReader, names: Sequence[str], where: str) -> None:
@@ -194,7 +204,8 @@ def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, 
         seen, present = {name: np.stack([value] * len(rows))}, {name: np.zeros(len(rows), bool)}
         if isinstance(value, str):
             seen, present = {name: [None] * len(rows)}, {}
-    chosen = {name: kind for name, kind in (kinds or {}).items() if name in seen}
+    said = {name: "text" for name, reading in reader.said.items() if reading.how == "text"}  # names of files included
+    chosen = {name: kind for name, kind in {**said, **(kinds or {})}.items() if name in seen}
     samples = Samples.of(seen, present=present, kinds=chosen, ids=[row["id"] for row in rows], **about)
     for name in seen.keys() & reader.readings.keys():
         samples.columns[name] = replace(samples.columns[name], reading=str(reader.readings[name]))
@@ -261,6 +272,8 @@ def _npz_chunks(
             names = [key for key in members if key not in ABOUT and not key.startswith("present_")]
             if any(key.startswith("x_") for key in names):
                 names = [key for key in names if key.startswith("x_")]
+            if modalities is None:
+                refuse_other_case([key.removeprefix("x_") for key in names], str(source))
             found = {key.removeprefix("x_"): members[key] for key in names}
             if unknown := [name for name in modalities or [] if name not in found]:
                 raise DataError(f"{source}: no modality {unknown}, expected some of {list(found)}")

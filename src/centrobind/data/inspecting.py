@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from centrobind.data.samples import Codes, Column, Samples, Strings
+from centrobind.data.categories import Codes
+from centrobind.data.samples import Column, Samples
+from centrobind.data.strings import Strings
 
 MOST_ROWS = 20_000  # values that are looked at per modality, evenly spread
 FEW = 30  # a category with fewer samples than this says little

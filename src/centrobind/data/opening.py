@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from centrobind.data.samples import KINDS, NAME, NOT_AN_ARRAY, Codes, Column, Samples, Strings
+from centrobind.data.categories import Codes
+from centrobind.data.samples import KINDS, NAME, NOT_AN_ARRAY, Column, Samples
 from centrobind.data.store import CATEGORIES, FORMAT, VERSION, checksum
+from centrobind.data.strings import Strings
 from centrobind.errors import StoreError
 
 DTYPES = (np.dtype("uint8"), np.dtype("float16"), np.dtype("float32"))  # what samples.compact makes of numbers

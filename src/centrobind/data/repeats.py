@@ -16,7 +16,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from centrobind.data.samples import Codes, Samples
+from centrobind.data.categories import Codes
+from centrobind.data.samples import Samples
 
 CHUNK = 4096
 MOST_REPEATED = 0.5  # share of samples with one value, beyond which it is a constant and says nothing

@@ -7,114 +7,29 @@ which value (-1 = missing). Missing data is born here and nowhere else.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
 import re
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from centrobind.errors import DataError, StoreError
+from centrobind.data.arrays import check_order, is_frame, refuse_paths, rows_of
+from centrobind.data.categories import Codes, unique_ids
+from centrobind.data.strings import Strings, will_need
+from centrobind.errors import DataError
 from centrobind.types import Batch
 
 KINDS = ("vector", "sequence", "image", "text")
+Nan = Literal["error", "missing"]  # what a sample is whose numbers are all NaN
 # All that numpy raises for an .npy file that is none; TokenError comes from its reading of Python 2's headers.
 NOT_AN_ARRAY = (
     *(OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),
     tokenize.TokenError,
 )
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-
-
-def will_need(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
-    """Tell the system which rows of a memory-mapped array are read next, so that it fetches them all at once.
-
-    Page faults come one after the other: 256 cold rows of 4 kB took 42 ms without this and 5 ms with it. Only a
-    hint, and nothing at all for an array in memory. Not mmap.madvise, which keeps the interpreter to itself meanwhile.
-    """
-    if not isinstance(values, np.memmap) or not hasattr(os, "posix_fadvise") or len(starts) == 0:
-        return
-    width = values.strides[0]
-    first = (values.offset + np.asarray(starts, np.int64) * width) // mmap.PAGESIZE
-    last = -(-(values.offset + np.asarray(stops, np.int64) * width) // mmap.PAGESIZE)
-    order = np.argsort(first, kind="stable")
-    first, last = first[order], np.maximum.accumulate(last[order])
-    begins = np.concatenate([[True], first[1:] > last[:-1]])  # neighbours are asked for in one call
-    ends = np.concatenate([begins[1:], [True]])
-    with contextlib.suppress(OSError), open(values.filename, "rb", buffering=0) as file:
-        for a, b in zip(first[begins].tolist(), last[ends].tolist()):
-            if b > a:
-                os.posix_fadvise(file.fileno(), a * mmap.PAGESIZE, (b - a) * mmap.PAGESIZE, os.POSIX_FADV_WILLNEED)
-
-
-@dataclass(frozen=True)
-class Strings:
-    """Many strings as one UTF-8 blob and where each lies in it: memory-mapped and picked like numbers."""
-
-    blob: np.ndarray  # (bytes,) uint8
-    starts: np.ndarray  # (N,) int64
-    stops: np.ndarray  # (N,) int64
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> Strings:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        stops = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        blob = np.frombuffer(b"".join(encoded), np.uint8)
-        return cls(blob, stops - [len(text) for text in encoded], stops)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def take(self, rows: Any) -> Strings:
-        """Some of them, sharing the blob."""
-        return Strings(self.blob, self.starts[rows], self.stops[rows])
-
-    def __getitem__(self, rows: Any) -> list[str]:
-        picked = self.take(rows)
-        will_need(self.blob, picked.starts, picked.stops)
-        try:
-            return [
-                self.blob[a:b].tobytes().decode("utf-8", "surrogatepass") for a, b in zip(picked.starts, picked.stops)
-            ]
-        except UnicodeDecodeError as error:
-            raise StoreError(
-                f"a text is not UTF-8 ({error.reason}): its file was damaged; `centrobind inspect STORE --verify` "
-                "says which, import the data again"
-            ) from None
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A category per sample, such as its label or its split; -1 where none is given."""
-
-    codes: np.ndarray  # (N,) int32
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[Any] | np.ndarray) -> Codes:
-        """From numbers or strings; None and "" mean not given. Names are sorted, numbers as numbers."""
-        plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-        given = {value for value in plain if value is not None and value != ""}
-        order = sorted(given, key=lambda v: (isinstance(v, str), v if not isinstance(v, str) else 0, str(v)))
-        code = {value: index for index, value in enumerate(order)}
-        return cls(np.array([code.get(value, -1) for value in plain], np.int32), tuple(map(str, order)))
-
-    def __getitem__(self, rows: Any) -> Codes:
-        return Codes(self.codes[rows], self.names)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def where(self, name: str) -> np.ndarray:
-        """Indices of the samples in one category; DataError if there is no such category."""
-        if name not in self.names:
-            raise DataError(f"expected one of {list(self.names)}, got {name!r}")
-        return np.flatnonzero(self.codes == self.names.index(name))
 
 
 @dataclass(frozen=True)
@@ -176,38 +91,47 @@ class Samples:
         ids: Sequence[Any] | None = None,
         split: Sequence[Any] | None = None,
         group: Sequence[Any] | None = None,
+        nan: Nan = "error",
     ) -> Samples:
-        """From one array (N, ...) or list per modality, None or a bool `present[m]` marking gaps.
+        """From one array (N, ...), frame, tensor or list per modality; None or a bool `present[m]` marks gaps.
 
-        Raises DataError on unequal counts, NaN or inf in a present row, unknown names or kinds,
-        duplicate ids, or labels of another length.
+        `nan="missing"` takes a sample whose numbers are all NaN for a gap; one with some NaN is refused either way.
+        Raises DataError on unequal counts, NaN or inf in a present row, unknown names or kinds, duplicate ids, labels
+        of another length, names of files, and anything that is not one value per sample.
         """
+        beside = {"present": present, "kinds": kinds, "label": label, "ids": ids, "split": split, "group": group}
         if isinstance(arrays, Samples):
+            if said := [f"{name}=" for name, value in beside.items() if value is not None]:
+                raise DataError(
+                    f"{', '.join(said)} beside Samples: these have their own already; give them where the Samples are "
+                    "made, from arrays, or change a copy: dataclasses.replace(samples, label=Codes.of([...]))"
+                )
             return arrays
-        if not arrays:
-            raise DataError("expected a dict with an array per modality, got an empty one")
+        arrays = _mapping(arrays)
         for what, names in (("present", present), ("kinds", kinds)):
+            if not isinstance(names, Mapping | None):
+                raise DataError(f"{what}= expects a dict by modality, got {type(names).__name__}")
             if unknown := set(names or ()) - set(arrays):
                 raise DataError(
                     f"{what}= names {sorted(unknown)}, but the modalities are {sorted(arrays)}; "
-                    "mend the name or add the array"
+                    "correct the name or add the array"
                 )
-        counts = {name: len(values) for name, values in arrays.items()}
+        if nan not in ("error", "missing"):
+            raise DataError(f'nan= expects "error" or "missing", got {nan!r}')
+        columns = {
+            name: column(name, values, (present or {}).get(name), (kinds or {}).get(name), nan)
+            for name, values in arrays.items()
+        }
+        counts = {name: len(each.rows) for name, each in columns.items()}
         count = next(iter(counts.values()))
         if any(other != count for other in counts.values()):
             raise DataError(
                 f"expected the same number of samples in every modality, got {counts}; row i must be the same "
                 "thing everywhere: put None (or present= False) where a modality is missing"
             )
-        columns = {
-            name: column(name, values, (present or {}).get(name), (kinds or {}).get(name))
-            for name, values in arrays.items()
-        }
-        made = {
-            what: None if values is None else _codes(what, values, count)
-            for what, values in (("label", label), ("split", split), ("group", group))
-        }
-        return cls(columns, unique_ids(range(count) if ids is None else ids, count), **made)
+        check_order(arrays)
+        codes = {what: _codes(what, beside[what], count) for what in ("label", "split", "group")}
+        return cls(columns, unique_ids(range(count) if ids is None else ids, count), **codes)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -263,27 +187,22 @@ class Samples:
         return replace(batch, whole=samples, place=dict(zip(self.columns, zip(before, of))))
 
 
-def column(name: str, values: Any, present: Any = None, kind: str | None = None) -> Column:
+def column(name: str, values: Any, present: Any = None, kind: str | None = None, nan: Nan = "error") -> Column:
     """One modality from an array or a list with gaps; DataError says what is wrong with it."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise DataError(f"modality name {name!r}: expected a letter, then letters, digits, _ or -, at most 64")
     if kind is not None and kind not in KINDS:
         raise DataError(f"modality {name!r}: unknown kind {kind!r}, expected one of {list(KINDS)}")
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    if isinstance(values, np.ndarray) and values.dtype != object and values.ndim > 0:
-        here = np.ones(len(values), bool)
-    else:
-        here = np.array([value is not None for value in values], bool)
+    given, here = rows_of(f"modality {name!r}", values, nan_as_missing=nan == "missing")
     if present is not None:
         present = np.asarray(present)
         if present.dtype != bool or present.shape != here.shape:
             raise DataError(
                 f"present[{name!r}]: expected bool of shape {here.shape}, got {present.dtype} of shape {present.shape}"
             )
-        here &= present
+        here = here & present
     rows = np.where(here, np.cumsum(here) - 1, -1).astype(np.int32)
-    packed = pack(name, values, here)
+    packed = pack(name, given, here, kind)
     if isinstance(packed, np.ndarray):
         check_finite(name, packed, np.flatnonzero(here))
     guessed = kind_of(packed)
@@ -292,28 +211,38 @@ def column(name: str, values: Any, present: Any = None, kind: str | None = None)
     return Column(packed, rows, kind or guessed)
 
 
-def pack(name: str, values: Any, here: np.ndarray) -> np.ndarray | Strings:
+def pack(name: str, given: np.ndarray | list[Any], here: np.ndarray, kind: str | None = None) -> np.ndarray | Strings:
     """The values at `here` without gaps: numbers of one shape, or strings."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        if values.ndim < 2:
+    if isinstance(given, np.ndarray):
+        if given.ndim < 2:
             raise DataError(
-                f"modality {name!r}: expected (samples, features...), got shape {values.shape}; "
+                f"modality {name!r}: expected (samples, features...), got shape {given.shape}; "
                 "for one number per sample use array[:, None]"
             )
-        return compact(values if here.all() else values[here])
-    picked = [value for value, there in zip(values, here) if there]
+        if 0 in given.shape[1:]:
+            raise DataError(f"modality {name!r}: expected at least one number per sample, got shape {given.shape}")
+        return compact(given if here.all() else given[here])
+    picked = [value for value, there in zip(given, here) if there]
+    if not picked and kind not in (None, "text"):
+        return np.zeros((0, 1), np.float32)  # nobody has it, so it has no shape
     if all(isinstance(value, str) for value in picked):
-        return Strings.of(map(str, picked))
+        if kind != "text":
+            refuse_paths(f"modality {name!r}", picked)
+        return Strings.of(picked)
     if any(isinstance(value, str) for value in picked):
         raise DataError(f"modality {name!r}: expected all text or all numbers, got a mixture")
-    arrays = [np.asarray(value) for value in picked]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) != 1 or arrays[0].dtype.kind not in "biuf" or arrays[0].ndim == 0:
+    shapes, types = {array.shape for array in picked}, {str(array.dtype) for array in picked}
+    if shapes == {()}:
+        raise DataError(
+            f"modality {name!r}: expected numbers (features...) or a text for each sample, got single values such as "
+            f"{picked[0].item()!r}; write [[1.5], [2.0]] for one number per sample"
+        )
+    if len(shapes) != 1 or any(array.dtype.kind not in "biuf" for array in picked):
         raise DataError(
             f"modality {name!r}: expected numbers of one shape for every sample, got shapes {sorted(shapes)[:5]} "
-            f"and type {arrays[0].dtype}; pad or resample them to one shape first"
+            f"and types {sorted(types)[:5]}; pad or resample them to one shape first"
         )
-    return compact(np.stack(arrays))
+    return pack(name, np.stack(picked), np.ones(len(picked), bool))
 
 
 def compact(values: np.ndarray) -> np.ndarray:
@@ -341,24 +270,35 @@ def check_finite(name: str, values: np.ndarray, samples: np.ndarray) -> None:
         bad = samples[~finite]
         raise DataError(
             f"modality {name!r}: NaN or inf in {len(bad)} of {len(values)} samples, first rows {bad[:5].tolist()}; "
-            "clean them, or mark them missing with present= (in an npz: an array present_" + name + ")"
+            f"clean them, or mark them missing with present= (in an npz: an array present_{name}); "
+            'nan="missing" does it for samples that are NaN throughout'
         )
 
 
-def unique_ids(ids: Iterable[Any], count: int) -> Strings:
-    """One distinct string per sample; DataError if the count is off or an id comes twice."""
-    texts = [str(value) for value in ids]
-    if len(texts) != count:
-        raise DataError(f"ids: expected {count}, one per sample, got {len(texts)}")
-    if len(set(texts)) != count:
-        seen: set[str] = set()
-        twice = sorted({text for text in texts if text in seen or seen.add(text)})
-        raise DataError(f"ids must be distinct, got {len(twice)} more than once, first {twice[:5]}")
-    return Strings.of(texts)
+def _mapping(arrays: Any) -> Mapping[str, Any]:
+    """A dict with something in it; DataError names the right call for everything else."""
+    if isinstance(arrays, Mapping):
+        if arrays:
+            return arrays
+        raise DataError("expected a dict with an array per modality, got an empty one")
+    if is_frame(arrays):
+        how = 'a frame of numbers is one modality, {"genes": frame}; columns are modalities as {"note": frame["note"]}'
+    elif hasattr(arrays, "shape"):
+        how = 'name the array: {"image": array}'
+    elif hasattr(arrays, "mod") or hasattr(arrays, "obs_names"):
+        how = 'take its modalities apart: {"rna": mdata["rna"].to_df(), ...}'
+    else:
+        how = (
+            "rows of a data set, dicts with a value per modality, are read by centrobind.data.dataset_chunks: "
+            'cb.fit(cb.open_store(cb.write_store("store", dataset_chunks(rows))))'
+        )
+    raise DataError(f"expected a dict with an array per modality, or Samples, got {type(arrays).__name__}; {how}")
 
 
-def _codes(what: str, values: Any, count: int) -> Codes:
-    made = values if isinstance(values, Codes) else Codes.of(values)
-    if len(made) != count:
-        raise DataError(f"{what}: expected {count} values, one per sample, got {len(made)}")
-    return made
+def _codes(what: str, values: Any, count: int) -> Codes | None:
+    if values is None:
+        return None
+    codes = values if isinstance(values, Codes) else Codes.of(values, what)
+    if len(codes) != count:
+        raise DataError(f"{what}: expected {count} values, one per sample, got {len(codes)}")
+    return codes

@@ -26,7 +26,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from centrobind.data.samples import Codes, Samples, Strings
+from centrobind.data.categories import Codes
+from centrobind.data.samples import Samples
+from centrobind.data.strings import Strings
 from centrobind.errors import StoreError
 from centrobind.files import not_written
 

@@ -124,9 +124,7 @@ MAJORITY = Probe("majority")  # always saying the commonest class of train
 
 def label_codes(labels: Sequence[Any], count: int | None, what: str) -> np.ndarray:
     """(N,) labels as strings, "" where none is given."""
-    if isinstance(labels, Codes):
-        labels = [labels.names[code] if code >= 0 else None for code in labels.codes]
-    values = np.array(["" if value is None else str(value) for value in labels])
+    values = np.array((labels if isinstance(labels, Codes) else Codes.of(labels, what)).texts())
     if count is not None and len(values) != count:
         raise DataError(f"{what}: expected {count} values, one per sample, got {len(values)}")
     if len(set(values) - {""}) < 2:

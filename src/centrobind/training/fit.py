@@ -12,7 +12,7 @@ from torch import nn
 
 from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, read_tensors
-from centrobind.data import Samples, open_store, train_and_valid
+from centrobind.data import Nan, Samples, open_store, train_and_valid
 from centrobind.data.builtin import DATASETS
 from centrobind.distributed import team as our_team
 from centrobind.errors import ConfigError, Stopped
@@ -65,6 +65,7 @@ def fit(
     dim: int = 64,
     present: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
+    nan: Nan = "error",
     encoders: Mapping[str, str | Mapping[str, Any] | nn.Module] | None = None,
     valid: Samples | Mapping[str, Any] | float | None = None,
     seed: int = 0,
@@ -74,7 +75,8 @@ def fit(
 ) -> Binder:
     """Train a binder on paired data: one array or list per modality, row i the same thing everywhere.
 
-    `data`: arrays (N, ...), strings, or lists with None where a modality is missing (or bool `present[m]`).
+    `data`: arrays (N, ...), frames, tensors, texts, or lists with None where a modality is missing (or bool
+    `present[m]`, or NaN throughout with `nan="missing"`); see Samples.of.
     `objective`: a name from `centrobind.OBJECTIVES`, {"name": "fabind", "anchor": "image"}, or a module.
     `valid`: what to choose the best weights on, or which part of the data (of its train split, if it has one) to set
     aside for it; default a tenth.
@@ -82,7 +84,7 @@ def fit(
     `train=TrainConfig(...)`. Raises DataError or ConfigError, before the first step where it can; Ctrl-C raises
     Interrupted, a KeyboardInterrupt with the best weights so far: `except KeyboardInterrupt as stop: stop.binder`.
     """
-    samples = Samples.of(data, present=present, kinds=kinds)
+    samples = Samples.of(data, present=present, kinds=kinds, nan=nan)
     config = fit_settings(train, dict(settings), valid if isinstance(valid, float) else None)
     own = isinstance(objective, Objective)
     named = objective if isinstance(objective, Mapping) else {"name": objective}
@@ -90,7 +92,8 @@ def fit(
     if valid is None or isinstance(valid, float):
         samples, held_out = train_and_valid(samples, valid=config.valid, seed=about.seed)
     else:
-        held_out = Samples.of(valid, kinds={name: column.kind for name, column in samples.columns.items()})
+        known = {name: column.kind for name, column in samples.columns.items()}
+        held_out = valid if isinstance(valid, Samples) else Samples.of(valid, kinds=known, nan=nan)
     module = objective if isinstance(objective, Objective) else make_objective(about.objective, samples.modalities)
     binder = build_binder(samples, dim=about.dim, encoders=encoders, seed=about.seed)
     try:
