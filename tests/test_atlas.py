@@ -50,6 +50,27 @@ def test_the_grid_repels_as_pairs_do(width, spacing, error, monkeypatch):
     assert np.abs(atlas._repulsion(alone)).max() < 1e-2  # a point does not push itself, wherever in its cell it lies
 
 
+@pytest.mark.parametrize("extent", [1e-4, 0.7, 29.9, 30.1, 255.9, 256.1, 1000.0])
+def test_the_grid_holds_the_map_and_changes_in_steps(extent):
+    """Steps, because the spectra of the kernels are computed anew with each change."""
+    cells, spacing = atlas._grid(extent)
+    assert extent / spacing + 2 <= cells <= atlas.LARGEST + 16
+    assert spacing <= atlas.SPACING or extent > atlas.SPACING * atlas.LARGEST
+    assert len({atlas._grid(extent * factor) for factor in np.linspace(1, 1.02, 50)}) <= 3
+    atlas._kernels.cache_clear()
+    for n in range(20):
+        atlas._repulsion(np.random.default_rng(n).random((200, 2)) * 35)
+    assert atlas._kernels.cache_info().misses <= 2
+
+
+def test_many_points_repel_in_single_precision_as_in_double(monkeypatch):
+    y = np.random.default_rng(0).normal(size=(1200, 2)) * 5
+    single = atlas._repulsion(y)
+    monkeypatch.setattr(atlas, "EXACT_BELOW", 10**9)
+    double = atlas._repulsion(y)
+    assert 0 < np.abs(single - double).max() < 1e-5 * np.abs(double).max()
+
+
 def test_attractions_are_those_of_a_literal_loop():
     near = np.array([[1, 2], [0, 2], [3, 1], [2, 0]])
     weights = np.zeros((4, 4))
@@ -57,10 +78,17 @@ def test_attractions_are_those_of_a_literal_loop():
         for j in row:
             weights[i, j] += 1
             weights[j, i] += 1
+    weights /= weights.sum()
     first, second, weight = atlas._attractions(near)
     made = np.zeros((4, 4))
     made[first, second] = weight
-    assert np.allclose(made, weights / weights.sum())
+    assert (first < second).all() and np.allclose(made + made.T, weights)
+    y = np.random.default_rng(0).normal(size=(4, 2))
+    pulls = np.zeros((4, 2))
+    for i in range(4):
+        for j in range(4):
+            pulls[i] += weights[i, j] * (y[i] - y[j]) / (1 + ((y[i] - y[j]) ** 2).sum())
+    assert np.allclose(atlas._attraction(y, first, second, weight), pulls)
 
 
 def test_nearest_are_the_most_similar_others(monkeypatch):
@@ -68,6 +96,16 @@ def test_nearest_are_the_most_similar_others(monkeypatch):
     z = space(40).z[0]
     similar = (z @ z.T).fill_diagonal_(-2)
     assert (torch.from_numpy(atlas.nearest(z, 5)) == similar.topk(5).indices).all()
+
+
+@pytest.mark.parametrize(("columns", "k"), [(16, 15), (48, 1), (160, 15), (1600, 15)])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_the_largest_are_those_of_a_sort(columns, k, levels):
+    """With ties too: then the values are the largest, whichever of the columns."""
+    values = torch.randint(0, levels, (30, columns), generator=torch.Generator().manual_seed(0)).float()
+    found = atlas._largest(values, k)
+    assert (values.gather(1, found) == values.sort(1, descending=True).values[:, :k]).all()
+    assert all(len(set(row)) == k for row in found.tolist())
 
 
 @pytest.mark.parametrize("modalities", [2, 3, 5])

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from centrobind.binder import encoders
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.errors import ConfigError
+from chaos.process import python
 
 SHAPES = {"vector": (7,), "sequence": (20, 3), "image": (2, 17, 13), "text": (30,)}
 CASES = [(kind, name) for kind, names in KIND_ENCODERS.items() for name in names]
@@ -72,3 +74,34 @@ def test_transformer_knows_word_order_and_the_bag_does_not():
 def test_transformer_width_must_be_a_multiple_of_heads():
     with pytest.raises(ConfigError, match="multiple of heads"):
         make("text", "transformer", width=30, heads=4)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Embedding, torch.nn.EmbeddingBag])
+def test_words_start_as_torch_starts_them(layer):
+    """The same draws, so that a seed gives the weights that it gave before."""
+    torch.manual_seed(3)
+    expected = layer(7, 5, padding_idx=0).weight
+    torch.manual_seed(3)
+    assert torch.equal(layer(7, 5, padding_idx=0, _weight=encoders._normal(7, 5, empty_first=True)).weight, expected)
+
+
+def test_places_start_as_before():
+    torch.manual_seed(3)
+    expected = 0.02 * torch.randn(7, 5)
+    torch.manual_seed(3)
+    assert torch.equal(encoders._normal(7, 5, std=0.02), expected)
+
+
+def test_loading_a_binder_imports_no_compiler(tmp_path):
+    """Which costs more than all the rest of a start; torch.nn.Embedding needs it to draw weights without memory."""
+    code = """
+import sys
+import centrobind as cb
+from centrobind.binder.binder import build_binder
+samples = cb.Samples.of({"a": ["red fox"] * 4, "b": ["blue dog"] * 4})
+towers = {"a": "bag", "b": "transformer"}
+cb.save(build_binder(samples, dim=4, encoders=towers), sys.argv[1])
+cb.load(sys.argv[1])
+print("torch._dynamo" in sys.modules)
+"""
+    assert python("-c", code, tmp_path / "binder.safetensors").strip() == "False"

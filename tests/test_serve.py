@@ -133,6 +133,24 @@ def test_what_is_asked_with_is_not_found_in_its_own_modality(world):
             assert str(row) in [hit["id"] for hit in found[name]]
 
 
+def test_only_captions_that_are_shown_are_read(world, monkeypatch):
+    """Each costs as much as scoring a thousand vectors, and candidates are many more than hits."""
+    _, gallery, app = world
+    read = []
+    take = type(gallery.samples.columns["text"]).take
+
+    def counted(column, rows):
+        if column.values is gallery.samples.columns["text"].values:
+            read.extend(np.asarray(rows).tolist())
+        return take(column, rows)
+
+    monkeypatch.setattr(type(gallery.samples.columns["text"]), "take", counted)
+    found = ask(app, "POST", "/api/search", {"query": [{"modality": "text", "text": "red"}], "k": 3}).json()
+    shown = [*found["samples"], *(hit for hits in found["hits"].values() for hit in hits)]
+    assert len(shown) == 15 and [hit["id"] for hit in found["hits"]["text"]]
+    assert sorted(read) == sorted(gallery.row_of[hit["id"]] for hit in shown)
+
+
 def test_search_can_be_narrowed_and_sized(world):
     _, _, app = world
     query = {

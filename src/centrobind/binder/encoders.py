@@ -96,13 +96,27 @@ class SequenceCNN(nn.Module):
         return self.mix(torch.cat([over_time.mean(2), over_time.amax(2)], dim=1))
 
 
+def _normal(rows: int, width: int, *, std: float = 1.0, empty_first: bool = False) -> Tensor:
+    """(rows, width) draws of N(0, std^2), the first row zero where asked for; on the meta device only the shape.
+
+    There, torch would draw through its compiler, which takes seconds to import.
+    """
+    weight = torch.empty(rows, width)
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+        weight[: int(empty_first)] = 0
+    return weight
+
+
 class BagOfWords(nn.Module):
     """The mean of the words' vectors, then one hidden layer. For word numbers (words,), 0 = nothing there."""
 
     def __init__(self, shape: tuple[int, ...], width: int = 256):
         super().__init__()
         self.width = width
-        self.words = nn.EmbeddingBag(shape[0], width, mode="mean", padding_idx=0)
+        self.words = nn.EmbeddingBag(
+            shape[0], width, mode="mean", padding_idx=0, _weight=_normal(shape[0], width, empty_first=True)
+        )
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,8 +131,8 @@ class TextTransformer(nn.Module):
         if width % heads:
             raise ConfigError(f"transformer: width must be a multiple of heads, got {width} and {heads}")
         self.width = width
-        self.words = nn.Embedding(shape[0], width, padding_idx=0)
-        self.places = nn.Parameter(0.02 * torch.randn(longest, width))
+        self.words = nn.Embedding(shape[0], width, padding_idx=0, _weight=_normal(shape[0], width, empty_first=True))
+        self.places = nn.Parameter(_normal(longest, width, std=0.02))
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )

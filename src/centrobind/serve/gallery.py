@@ -127,18 +127,25 @@ class Gallery:
         """A sample: what it is called and what it has; DataError for an unknown id."""
         row = self.row(one)
         has = [name for name, column in self.samples.columns.items() if column.present[row]]
-        return {**self._card(row), "split": self._category("split", row), "modalities": has}
+        return {**self._cards([row])[0], "split": self._categories("split", [row])[0], "modalities": has}
 
-    def _card(self, row: int) -> dict[str, Any]:
-        label = self._category("label", row)
-        name = self.captions_from
-        column = None if name is None else self.samples.columns[name]
-        text = column.take(np.array([row])) if column is not None else []
-        return {"id": self.samples.ids[[row]][0], "label": label, "caption": text[0][:CAPTION] if text else label}
+    def _cards(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Id, label and caption of samples, all read at once."""
+        picked = np.asarray(rows, np.int64)
+        labels = self._categories("label", picked)
+        captions: list[str | None] = list(labels)
+        if self.captions_from is not None:
+            column = self.samples.columns[self.captions_from]
+            for place, text in zip(np.flatnonzero(column.present[picked]), column.take(picked)):
+                captions[place] = str(text)[:CAPTION]
+        cards = zip(self.samples.ids[picked], labels, captions)
+        return [{"id": name, "label": label, "caption": caption} for name, label, caption in cards]
 
-    def _category(self, what: str, row: int) -> str | None:
+    def _categories(self, what: str, rows: Sequence[int] | np.ndarray) -> list[str | None]:
         codes = getattr(self.samples, what)
-        return None if codes is None or codes.codes[row] < 0 else codes.names[codes.codes[row]]
+        if codes is None:
+            return [None] * len(rows)
+        return [codes.names[code] if code >= 0 else None for code in codes.codes[rows].tolist()]
 
     def value(self, modality: str, one: str, *, sketch: bool = False) -> File:
         """A value as a file, see `as_file`; DataError if there is none."""
@@ -207,7 +214,7 @@ class Gallery:
             found = self.index.search(towards, want=modality, k=max(k + len(own), CANDIDATES), where=where)
             wide[modality] = [pair for pair in zip(found.ids[0], found.scores[0]) if pair[0] in self.row_of]
         hits = {
-            modality: [self._hit(*pair) for pair in pairs if (pair[0], modality) not in own][:k]
+            modality: self._hits([pair for pair in pairs if (pair[0], modality) not in own][:k])
             for modality, pairs in wide.items()
         }
         together = self._together(vector, wide, {part.id for part in parts}, k)
@@ -218,8 +225,10 @@ class Gallery:
         unknown = [word for modality, value in asked for word in unknown_words(self.binder, modality, value)]
         return list(dict.fromkeys(unknown))[:MOST_WORDS]
 
-    def _hit(self, one: str, score: float) -> dict[str, Any]:
-        return {**self._card(self.row_of[one]), "score": round(score, 5)}
+    def _hits(self, pairs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+        """Ids and their scores as cards."""
+        cards = self._cards([self.row_of[name] for name, _ in pairs])
+        return [{**card, "score": round(score, 5)} for card, (_, score) in zip(cards, pairs)]
 
     def _together(
         self, vector: Tensor, wide: Mapping[str, Sequence[tuple[str, float]]], asked: Set[str | None], k: int
@@ -236,7 +245,7 @@ class Gallery:
                 total[here] += self.index.vectors(modality, [ids[place] for place in here])
         scores = unit(total) @ vector
         best = scores.sort(descending=True, stable=True).indices[:k].tolist()
-        return [self._hit(ids[place], float(scores[place])) for place in best]
+        return self._hits([(ids[place], float(scores[place])) for place in best])
 
     def report(self) -> dict[str, Any]:
         """Retrieval in every direction, geometry and findings, on held-out samples where there are any.
