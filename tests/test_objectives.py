@@ -223,6 +223,21 @@ def test_wrong_input_is_said(name):
             make(name, temperature=wrong)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", ["leave_one_out", "all_pairs", "gram", "pmrl"])
+def test_the_temperature_of_a_float64_loss_is_a_float64(name, learned):
+    """.07 is not what float32 keeps of it, and a difference of 1e-8 in it is one of 1e-7 in the loss."""
+    z, views = data(3)
+    loop = loop_joint if name in JOINT else loop_objective
+    expected = loop(
+        *((name, z.z, views.z, z.present, 0.07)), **({} if name in JOINT else {"anchor": 0, "weights": None})
+    )
+    objective = OBJECTIVES[name](temperature=0.07, learn_temperature=learned)
+    for module in (objective, objective.double()):
+        assert value(module, z, views).item() == pytest.approx(expected, rel=1e-11)
+    assert OBJECTIVES[name](temperature=0.07).temperature().dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_learned_temperature_is_bounded_after_the_step_and_comes_back(name):
     objective = make(name, learn_temperature=True)

@@ -46,7 +46,7 @@ class AnchorInfoNCE(Objective):
             raise DataError(f"weights name {sorted(unknown)}, expected some of {list(z.modalities)}")
         views = z if views is None else views
         anchor = self.anchor(views)
-        temperature = self.temperature()
+        temperature = self.temperature(z.z.dtype)
         terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature, groups=groups)
         weights = z.z.new_tensor([self.weights.get(name, 1.0) for name in z.modalities])
         z, views = z.detach(), views.detach()
@@ -79,7 +79,7 @@ class AllPairs(Objective):
             views = z
         else:
             pairs += [(other, one) for one, other in pairs]
-        temperature = self.temperature()
+        temperature = self.temperature(z.z.dtype)
         terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
         names = tuple(f"{z.modalities[one]}_with_{z.modalities[other]}" for one, other in pairs)
         z, views = z.detach(), views.detach()

@@ -44,7 +44,7 @@ def leave_one_out(views: Embeddings) -> Embeddings:
 
 
 def own_view(views: Embeddings) -> Embeddings:
-    """Each modality's own augmented view: no other modality is heard (SimCLR, Chen et al. 2020)."""
+    """Each modality's own augmented view: no other modality is heard (as in SimCLR, Chen et al. 2020)."""
     return views
 
 

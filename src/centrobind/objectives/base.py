@@ -57,12 +57,15 @@ class Temperature(nn.Module):
         super().__init__()
         if not LOWEST <= value <= HIGHEST:
             raise ConfigError(f"temperature must lie between {LOWEST} and {HIGHEST} (it divides), got {value}")
-        # Shape [1], not []: FSDP2 shards no scalars.
-        self.log = nn.Parameter(torch.tensor([math.log(value)]), requires_grad=learn)
+        log = torch.tensor([math.log(value)])  # shape [1], not []: FSDP2 shards no scalars
+        self.lost = math.log(value) - log.item()  # in rounding to float32
+        self.log = nn.Parameter(log, requires_grad=learn)
 
-    def forward(self) -> Tensor:
-        """(1,)"""
-        return self.log.exp()
+    def forward(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(1,); for a loss in float64 the number that was asked for, not what float32 keeps of its logarithm."""
+        if dtype != torch.float64:
+            return self.log.exp()
+        return (self.log.double() + self.lost).exp()
 
     def extra_repr(self) -> str:
         return f"{self.log.exp().item():.4g}{', learned' if self.log.requires_grad else ''}"

@@ -58,7 +58,7 @@ class TupleInfoNCE(Objective):
     def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
         views = z if views is None else views
         complete = complete_samples(z)
-        temperature = self.temperature()
+        temperature = self.temperature(z.z.dtype)
         kin = None if groups is None else groups[complete]
         forward, backward = self.losses(z.z[:, complete], views.z[:, complete], temperature, kin)
         terms = {f"{name}/to_tuple": term for name, term in zip(z.modalities, forward)}
@@ -202,7 +202,7 @@ class PMRL(Objective):
 
     def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
         complete = complete_samples(z)
-        temperature = self.temperature()
+        temperature = self.temperature(z.z.dtype)
         parts = {"z": z} if views is None else {"z": z, "views": views}
         values, leading = zip(*(leading_direction(part.z[:, complete]) for part in parts.values()))
         leading = torch.stack(leading)

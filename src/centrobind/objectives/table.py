@@ -99,7 +99,11 @@ class FABind(AnchorInfoNCE):
 
 
 class Unimodal(AnchorInfoNCE):
-    """Each modality with its own augmented view and nothing across (SimCLR); the floor for retrieval."""
+    """Each modality with its own augmented view and nothing across; the floor for retrieval.
+
+    InfoNCE both ways between embeddings and views, N candidates each. That is a relative of SimCLR (Chen et al. 2020),
+    not SimCLR: its NT-Xent also has the other embeddings of the same side as negatives, 2N - 1 candidates.
+    """
 
     positive = "any modality"
 
