@@ -193,3 +193,29 @@ def test_a_part_to_validate_on_has_a_pair_if_it_can():
     assert (
         len(train_and_valid(Samples.of({"a": np.eye(50), "b": np.eye(50)}, present={"b": np.zeros(50, bool)}))[1]) == 5
     )
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val"), ("train", "validation"), ("train", "dev"), ("Train", "Valid"), ("training", "VAL")]
+)
+def test_a_validation_split_is_used_whatever_it_is_called(names):
+    samples = plain(20, split=[names[0]] * 12 + [names[1]] * 5 + ["test"] * 3)
+    train, valid = train_and_valid(samples)
+    assert train.ids[:] == [str(i) for i in range(12)] and valid.ids[:] == [str(i) for i in range(12, 17)]
+    assert samples.has("valid") and not samples.has("dev2") and len(samples.part("valid")) == 5
+    assert samples.part(names[1]).ids[:] == valid.ids[:]
+
+
+def test_two_splits_for_one_are_refused_unless_one_has_its_very_name():
+    with pytest.raises(DataError, match=r"one split for 'valid', got \['dev', 'val'\]"):
+        train_and_valid(plain(20, split=["train"] * 12 + ["dev"] * 4 + ["val"] * 4))
+    _, valid = train_and_valid(plain(20, split=["train"] * 12 + ["dev"] * 4 + ["valid"] * 4))
+    assert valid.ids[:] == ["16", "17", "18", "19"]
+
+
+def test_a_part_can_be_trained_on_although_its_data_has_more_splits():
+    whole = plain(40, split=["train"] * 20 + ["valid"] * 10 + ["test"] * 10)
+    train, valid = train_and_valid(whole.part("train"))
+    assert {*train.ids[:], *valid.ids[:]} == {str(i) for i in range(20)} and len(valid) == 2
+    with pytest.raises(DataError, match=r"split 'train' is empty.*the splits are \['test', 'train', 'valid'\]"):
+        train_and_valid(whole.part("test"))

@@ -54,6 +54,9 @@ def test_splits():
     a[90:] = a[:10]
     split = ["train"] * 80 + ["test"] * 20
     finding(Samples.of({"a": a}, split=split), "a: 10 test values are in train as well")
+    other = ["Training"] * 80 + ["dev"] * 5 + ["Test"] * 10 + ["holdout"] * 5
+    finding(Samples.of({"a": a}, split=other), "a: 5 test values are in train as well")
+    finding(Samples.of({"a": a}, split=other), "splits ['holdout'] are used by no command")
     finding(Samples.of({"a": noise()}), "no splits are given")
     finding(Samples.of({"a": noise()}, split=["train"] * 100), "split test is empty")
     finding(Samples.of({"a": noise()}, split=split, group=np.arange(100) // 30), "1 groups have samples in more than")

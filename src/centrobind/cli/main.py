@@ -349,12 +349,11 @@ def _seconds(text: str) -> float:
 
 def _parts(samples: Any, split: str | None) -> tuple[Any, Any]:
     """What to test on, and what probes may learn from (None if that would be the same)."""
-    names = () if samples.split is None else samples.split.names
     if split is None:
-        split = "test" if "test" in names else None
+        split = "test" if samples.has("test") else None
     if split is None:
         return samples, None
-    return samples.part(split), samples.part("train") if "train" in names and split != "train" else None
+    return samples.part(split), samples.part("train") if samples.has("train") and split != "train" else None
 
 
 def _key_value(text: str, option: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def train_and_valid(samples: Samples, *, valid: float = 0.1, seed: int = 0) -> t
     """
     if samples.split is not None:
         train = samples.part("train")
-        if "valid" in samples.split.names:
+        if samples.has("valid"):
             return train, samples.part("valid")
     else:
         train = samples

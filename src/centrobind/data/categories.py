@@ -14,6 +14,9 @@ from centrobind.data.arrays import is_frame, is_missing, listed
 from centrobind.data.strings import Strings
 from centrobind.errors import DataError
 
+# How a split is written where people do not write train, valid and test.
+ALIASES = {"train": ("training",), "valid": ("val", "validation", "dev"), "test": ("testing",)}
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -46,6 +49,20 @@ class Codes:
         if name not in self.names:
             raise DataError(f"expected one of {list(self.names)}, got {name!r}")
         return np.flatnonzero(self.codes == self.names.index(name))
+
+    def called(self, split: str) -> str | None:
+        """The category that stands for a split and has samples: "validation" for "valid", "Train" for "train".
+
+        None if there is none; DataError if there are several, nobody knows how they differ.
+        """
+        wanted = {split.lower(), *ALIASES.get(split, ())}
+        used = [self.names[code] for code in np.unique(self.codes[self.codes >= 0])]
+        alike = [split] if split in used else [name for name in used if name.lower() in wanted]
+        if len(alike) > 1:
+            raise DataError(
+                f"expected one split for {split!r}, got {alike}; name the one to use {split!r}, or join them"
+            )
+        return alike[0] if alike else None
 
     def texts(self) -> list[str]:
         """The name of each sample's category, "" where none is given."""

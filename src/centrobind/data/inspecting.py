@@ -99,9 +99,9 @@ def _repeats(name: str, values: np.ndarray | list[str], split: Codes | None, own
             f"{name}: {repeats} of {len(keys)} values repeat another one exactly; equal samples count as negatives"
         )
     if split is not None:
-        part = np.array([*split.names, ""])[split.codes[owners]]
-        train = {key for key, where in zip(keys, part) if where == "train"}
-        if leaked := sum(key in train for key, where in zip(keys, part) if where == "test"):
+        part, first, last = split[owners].texts(), split.called("train"), split.called("test")
+        train = {key for key, where in zip(keys, part) if where == first}
+        if leaked := sum(key in train for key, where in zip(keys, part) if where == last):
             said.append(
                 f"{name}: {leaked} test values are in train as well; a group column keeps such samples together"
             )
@@ -133,8 +133,11 @@ def _splits(samples: Samples) -> list[str]:
         return ["no splits are given; training will set 10 % aside, and there is nothing to test on"]
     counts = _count(samples.split)
     for name in ("train", "test"):
-        if not counts.get(name):
+        if not samples.has(name):
             said.append(f"split {name} is empty; the splits are {list(samples.split.names)}")
+    known_splits = {samples.split.called(name) for name in ("train", "valid", "test")}
+    if unknown := [name for name in counts if name not in known_splits]:
+        said.append(f"splits {unknown} are used by no command unless they are named with --split")
     if samples.group is not None:
         known = (samples.group.codes >= 0) & (samples.split.codes >= 0)
         pairs = np.unique(np.stack([samples.group.codes[known], samples.split.codes[known]]), axis=1)

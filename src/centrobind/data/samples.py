@@ -165,15 +165,22 @@ class Samples:
         return replace(self, columns={name: self.columns[name] for name in modalities})
 
     def part(self, split: str) -> Samples:
-        """The samples of one split; DataError if it is unknown or empty."""
+        """The samples of one split, also where it is written val, dev, validation or Train; DataError if empty."""
         if self.split is None:
             raise DataError(
                 f"expected a split named {split!r}, got data without splits; see centrobind.data.assign_splits"
             )
-        picked = self.split.where(split)
-        if len(picked) == 0:
-            raise DataError(f"split {split!r} is empty: none of the {len(self)} samples is in it")
-        return self.take(picked)
+        name = self.split.called(split)
+        if name is None:
+            known = list(self.split.names)
+            raise DataError(
+                f"split {split!r} is empty: none of the {len(self)} samples is in it; the splits are {known}"
+            )
+        return self.take(self.split.where(name))
+
+    def has(self, split: str) -> bool:
+        """Whether any sample is in a split, by its name or another one for it (val, dev, validation; Train)."""
+        return self.split is not None and self.split.called(split) is not None
 
     def batch(self, samples: np.ndarray, part: slice = slice(None)) -> Batch:
         """These samples, values as stored; or a `part` of them, that knows its place in the whole."""

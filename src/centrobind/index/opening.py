@@ -145,7 +145,8 @@ class Index:
         """
         self._check_modality(want)
         split = self._engine.codes("split")
-        rows = np.arange(len(self)) if split is None or "valid" not in split.names else split.where("valid")
+        valid = None if split is None else split.called("valid")
+        rows = np.arange(len(self)) if split is None or valid is None else split.where(valid)
         rows = rows[:: -(-len(rows) // MOST_PAIRS) or 1]
         wanted = self._engine.vectors(want, rows)
         found = {}

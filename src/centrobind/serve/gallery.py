@@ -258,7 +258,7 @@ class Gallery:
             return self._report
 
     def _measure(self) -> dict[str, Any]:
-        split = "test" if self.samples.split is not None and "test" in self.samples.split.names else None
+        split = "test" if self.samples.has("test") else None
         part = self.samples if split is None else self.samples.part(split)
         if len(part) > MOST_MEASURED:
             part = part.take(np.linspace(0, len(part) - 1, MOST_MEASURED).astype(np.int64))
