@@ -219,3 +219,10 @@ def test_a_part_can_be_trained_on_although_its_data_has_more_splits():
     assert {*train.ids[:], *valid.ids[:]} == {str(i) for i in range(20)} and len(valid) == 2
     with pytest.raises(DataError, match=r"split 'train' is empty.*the splits are \['test', 'train', 'valid'\]"):
         train_and_valid(whole.part("test"))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3.7, True, "5", None])
+def test_a_place_that_is_no_whole_number_is_refused(value):
+    for key in ("seed", "epoch", "seen"):
+        with pytest.raises(DataError, match="expected whole numbers"):
+            Sampler(10, 4).load_state({"seed": 0, "epoch": 0, "seen": 0, key: value})

@@ -23,8 +23,8 @@ ORDER = {
     "extras": "",
     "types": "",
     "distributed": "",
-    "data": "strings arrays categories samples repeats identity store opening media sound cells importing batches builtin "
-    "inspecting",
+    "data": "strings arrays categories samples repeats identity store opening "
+    "media sound paths cells importing batches builtin inspecting",
     "closed_form": "moments gcca components grams features choose stream bind",
     "objectives": "anchors dense_infonce tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs augment encoders pretrained binder checkpoint embedding features",

@@ -1,4 +1,4 @@
-"""Ten thousand broken stores, checkpoints, tokens and requests, and what becomes of them.
+"""Ten thousand broken stores, checkpoints, manifests, tokens and requests, and what becomes of them.
 
     python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json       (make fuzz)
 
@@ -7,7 +7,7 @@ cut or added, a hostile value in its JSON (with sizes and checksums made to fit 
 check), an .npy header that lies, a pickle or a link in the place of a file. It is opened and, if it opens, read to the
 end. The only errors may be our own. An audit hook sees every file that Python opens and every class that a pickle asks
 for: nothing outside the folder may be touched. (safetensors opens files from Rust, where no hook sees it: one file,
-named by us.) Tokens and requests are in fuzz_requests.py.
+named by us.) Manifests are in fuzz_manifests.py, tokens and requests in fuzz_requests.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from centrobind.training.optimizer import make_optimizer
 from centrobind.training.replay import replay
 from centrobind.training.run_folder import RunFolder
 from centrobind.training.state import Best, TrainingState
-from chaos import fuzz_requests
+from chaos import fuzz_manifests, fuzz_requests
 
 HOSTILE = [
     "../../etc/passwd", "/etc/passwd", "..", "", "x" * 5000, "\0", "\ud800", "vector", "text", "image", "mlp", "custom",
@@ -107,9 +107,12 @@ class Watch:
             self.unpickled.append(f"{event} {arguments}")
         elif event == "open" or event.startswith(("os.", "shutil.")):
             reads = event == "open" and not set(str(arguments[1])) & set("wax+")
+            folder = ""
+            if event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] >= 0:  # relative to an open folder
+                folder = os.readlink(f"/proc/self/fd/{arguments[-1]}")
             for path in arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]:
                 if isinstance(path, str | bytes | os.PathLike) and path:
-                    self._saw(event, os.path.realpath(os.fsdecode(path)), reads)
+                    self._saw(event, os.path.realpath(os.path.join(folder, os.fsdecode(path))), reads)
 
     def _saw(self, event: str, path: str, reads: bool) -> None:
         under = [self.inside, *(self.readable if reads else [])]
@@ -159,6 +162,7 @@ def make_sound(folder: Path) -> None:
     os.replace(folder / "stopped" / "nonfinite.safetensors", folder / "run" / "nonfinite.safetensors")
     shutil.rmtree(folder / "stopped")
     fuzz_requests.make_sound(folder / "request")
+    fuzz_manifests.make_sound(folder / "manifest")
 
 
 def small_binder(samples: Samples) -> Any:
@@ -369,6 +373,9 @@ WAYS: dict[str, tuple[str, Callable[[Path, random.Random], None], Callable[[Path
     "checkpoint: state, checksum fits": ("run", break_run_state, use_run),
     "checkpoint: tensors, checksum fits": ("run", break_run_tensors, use_run),
     "server: tokens": ("request", fuzz_requests.break_token, fuzz_requests.use_request),
+    "manifest: typed cells": ("manifest", fuzz_manifests.break_cells, fuzz_manifests.use_manifests),
+    "manifest: paths": ("manifest", fuzz_manifests.break_paths, fuzz_manifests.use_manifests),
+    "manifest: bytes": ("manifest", fuzz_manifests.break_manifest_bytes, fuzz_manifests.use_manifests),
     "server: heads of requests": ("request", fuzz_requests.break_head, fuzz_requests.use_request),
 }
 
@@ -385,6 +392,7 @@ def fuzz(folder: Path, cases: int, seed: int = 0) -> dict[str, Any]:
     use_store(sound / "store")  # everything that is imported when first used is imported now
     use_run(sound / "run")
     fuzz_requests.use_request(sound / "request")
+    fuzz_manifests.use_manifests(sound / "manifest")
     np.save(folder / "canary.npy", np.ones((24, 3), np.float32))
     watch = Watch(inside)
     counts = {way: Counter() for way in WAYS}

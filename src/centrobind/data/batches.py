@@ -146,7 +146,9 @@ class Sampler:
 
     def load_state(self, state: Mapping[str, int]) -> None:
         """DataError for numbers that no sampler of this many samples can have."""
-        seed, epoch, seen = (int(state[key]) for key in ("seed", "epoch", "seen"))
+        seed, epoch, seen = (state[key] for key in ("seed", "epoch", "seen"))
+        if not all(type(value) is int for value in (seed, epoch, seen)):
+            raise DataError(f"expected whole numbers for seed, epoch and seen, got {dict(state)}")
         if seed < 0 or epoch < 0 or not 0 <= seen <= self.per_epoch:
             raise DataError(f"expected a place within {self.count} samples, got {dict(state)}")
         self.seed, self.epoch, self.seen = seed, epoch, seen

@@ -18,6 +18,7 @@ import numpy as np
 
 from centrobind.data.arrays import dense
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text, fit_picture
+from centrobind.data.paths import path_inside, printable
 from centrobind.data.samples import NOT_AN_ARRAY
 from centrobind.data.sound import decode_sound, decode_wave, fit_wave
 from centrobind.errors import DataError, ExtraError
@@ -38,6 +39,9 @@ ENDINGS = {
     ".npy": "array",
     ".txt": "text",
 }
+
+
+ABOUT = ("id", "label", "split", "group")  # columns that describe a sample rather than show it
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,34 @@ class CellReader:
         except ExtraError:  # one package is missing, not a thousand cells wrong
             raise
         except NOT_AN_ARRAY as error:
-            self.bad.append(BadCell(row, name, str(error)))
+            self.bad.append(BadCell(row, name, printable(str(error), 400)))
             return None
         if isinstance(value, np.ndarray) and self.nan_as_missing and np.isnan(value).all():
             return None
         self.firsts.setdefault(name, value)
         return value
 
+    def about(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row says of its sample: id, label, split and group, each a text or a number; bad ones are left out."""
+        kept = {}
+        for key in ABOUT:
+            cell = record.get(key)
+            if cell is None:
+                continue
+            try:
+                if not isinstance(cell, str | int | float | np.generic):
+                    raise DataError(f"expected a text or a number, got {type(cell).__name__}")
+                if cell == "" or cell != cell:  # NaN is how a table of numbers leaves a cell empty
+                    continue
+                kept[key] = whole_text(cell) if isinstance(cell, str) else cell
+            except DataError as error:
+                self.bad.append(BadCell(row, key, str(error)))
+        return kept
+
     def _check(self, name: str, value: np.ndarray | str) -> None:
-        if isinstance(value, np.ndarray):
+        if isinstance(value, str):
+            whole_text(value)
+        else:
             finite = np.isfinite(value)
             if not finite.all() and not (self.nan_as_missing and np.isnan(value).all()):
                 raise DataError(f"NaN or inf in {int((~finite).sum())} of {value.size} numbers")
@@ -158,31 +181,34 @@ class CellReader:
             reading = Reading(ENDINGS[ending], DECODERS[ENDINGS[ending]][1])
         self.readings.setdefault(name, reading)
         try:
-            return reading.decode(self._path(cell), self.limits)
+            return reading.decode(path_inside(self.folder, cell), self.limits)
         except ExtraError:
             raise
         except DataError as error:
-            raise DataError(f"{cell}: {error}") from None
-
-    def _path(self, cell: str) -> Path:
-        if re.match(r"[a-z][a-z0-9+.-]*://", cell):
-            raise DataError("an address on the net; download it first, files are read from the manifest's folder")
-        root = self.folder.resolve()
-        file = (root / cell).resolve()  # follows links, so that none leads out
-        if not file.is_relative_to(root):
-            raise DataError("leaves the folder of the manifest; only files in or below it are read")
-        return file
+            raise DataError(f"{printable(cell)}: {error}") from None
 
     def _packed(self, name: str, cell: Mapping, reading: Reading | None) -> np.ndarray | str:
-        """A file inside a Parquet table or a Hugging Face dataset: {"bytes": ..., "path": its name}."""
+        """A file inside a Parquet table or a Hugging Face dataset: {"bytes": ..., "path": its name}.
+
+        What is in `bytes` is decoded and never opened: a text there would be a path of the manifest's choice.
+        """
         path, content = cell.get("path"), cell.get("bytes")
+        if path is not None and not isinstance(path, str):
+            raise DataError(f"path: expected the name of a file, got {type(path).__name__}")
         ending = Path(path or "").suffix.lower()
         if content is None:
             if path is None:
                 raise DataError("expected bytes or a path, got neither")
-            if self.folder is not None:
-                return self._file(name, path, reading, ending)
-            content = Path(path)  # a dataset's own cache
+            if self.folder is None:
+                raise DataError(
+                    f"{printable(path)}: only a path, and no folder is given; say folder=..., files below it are read"
+                )
+            return self._file(name, path, reading, ending)
+        if not isinstance(content, bytes | bytearray | memoryview):
+            raise DataError(
+                f"bytes: expected the content of a file, got {type(content).__name__}; the name of a file belongs in "
+                "path, or in the cell itself; JSON cannot hold bytes"
+            )
         if reading is None:
             how = ENDINGS.get(ending) or "image"  # packed pictures often come without a name
             reading = Reading(how, DECODERS[how][1])
@@ -214,6 +240,15 @@ def numbers(cell: Any) -> np.ndarray:
     if array.size == 0:
         raise DataError("expected at least one number, got an empty list")
     return array
+
+
+def whole_text(text: str) -> str:
+    """The same text; DataError for half of a surrogate pair, which JSON can write, and UTF-8 and a screen cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"not a text: half a character ({text[error.start]!a}) at place {error.start + 1}") from None
+    return text
 
 
 def _looks(value: np.ndarray | str) -> str:

@@ -19,12 +19,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from centrobind.data.cells import BadCell, CellReader
+from centrobind.data.cells import ABOUT, BadCell, CellReader
 from centrobind.data.media import LIMITS, Limits
 from centrobind.data.samples import NAME, NOT_AN_ARRAY, Samples
 from centrobind.errors import DataError
 
-ABOUT = ("id", "label", "split", "group")  # columns that describe a sample rather than show it
 CHUNK = 1024  # rows
 CHUNK_BYTES = 2**26  # fewer rows, where they are large
 MOST_PROBLEMS = 20
@@ -120,11 +119,12 @@ def record_chunks(
         elif missing := [name for name in modalities if name not in record] if done == 0 else []:
             raise DataError(f"{where}: no column {missing}, expected some of {list(record)}")
         values = {name: reader.read(count, name, record.get(name)) for name in names}
+        about = reader.about(count, record)
         done += 1
         if reader.bad and skipped is None:
             rows = []  # nothing will be imported: only look for what else is wrong
             continue
-        rows.append({"id": count - 1} | values | _about(record))
+        rows.append({"id": count - 1} | values | about)
         held += sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
         if (len(rows) >= CHUNK or held >= CHUNK_BYTES) and reader.firsts:
             _check_said(reader, names, where)
@@ -188,10 +188,6 @@ def list_skipped(bad: Sequence[BadCell], path: Path) -> None:
         csv.writer(file).writerows([("row", "column", "reason"), *((b.row, b.column or "", b.reason) for b in bad)])
 
 
-def _about(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in ABOUT if record.get(key) not in (None, "")}
-
-
 def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, reader: CellReader) -> Samples:
     columns = {name: [row.get(name) for row in rows] for name in names}
     seen = {name: values for name, values in columns.items() if any(value is not None for value in values)}
@@ -204,7 +200,8 @@ def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, 
         seen, present = {name: np.stack([value] * len(rows))}, {name: np.zeros(len(rows), bool)}
         if isinstance(value, str):
             seen, present = {name: [None] * len(rows)}, {}
-    said = {name: "text" for name, reading in reader.said.items() if reading.how == "text"}  # names of files included
+    texts = {**reader.said, **reader.readings}  # what was decoded from a file, or said to be text, names no file
+    said = {name: "text" for name, reading in texts.items() if reading.how == "text"}
     chosen = {name: kind for name, kind in {**said, **(kinds or {})}.items() if name in seen}
     samples = Samples.of(seen, present=present, kinds=chosen, ids=[row["id"] for row in rows], **about)
     for name in seen.keys() & reader.readings.keys():
