@@ -68,7 +68,7 @@ def test_a_trial_is_the_same_work_only_if_nothing_in_it_differs():
         *(replace(base, **{name: value}) for name, value in {
             "stage": "search", "dataset": "x", "objective": {"name": "all_pairs"}, "seed": 7,
             "temperature": 0.2, "lr": 2e-3, "steps": 9, "batch_size": 9, "dim": 9, "augment": 0.5, "valid": 0.3,
-            "start": "scratch", "encoders": {"a": {"encoder": "mlp"}},
+            "start": "scratch", "encoders": {"a": {"encoder": "mlp"}}, "keep": True,
         }.items()),
     ]  # fmt: skip
     assert len(others) == len(base.__dataclass_fields__)

@@ -90,7 +90,7 @@ def dataset_results(arena: Arena, rows: Sequence[Row], name: str, draws: standin
         row["intervals"] = {
             measure: _ends(values[contender]) for measure, values in draws.items() if contender in values
         }
-    return {"rows": table}
+    return {"rows": table, "modalities": list(arena.modalities[name])}
 
 
 def setting_and_scores(some: Sequence[Row]) -> dict[str, Any]:
@@ -135,6 +135,9 @@ def ranks(draws: Mapping[str, standings.Table], measure: str) -> dict[str, Any]:
     }
 
 
+WHERE = {"mean/recall@1": "the mean of all directions", "worst/recall@1": "the worst direction"}
+
+
 def lead(results: Mapping[str, Any]) -> str:
     """One sentence that follows from the numbers."""
     ours, average = results["ours"], results["ranks"]["worst/recall@1"]["average"]
@@ -157,7 +160,39 @@ def duel_lines(results: Mapping[str, Any], measure: str) -> list[str]:
     ]
 
 
+def difference_lines(results: Mapping[str, Any], measure: str) -> list[str]:
+    """On a single data set, one line per rival: who wins by how much, and whether that is more than chance."""
+    lines = []
+    for duel in results["duels"]:
+        if duel["measure"] == measure:
+            (one,) = duel["by_data"].values()
+            verb = "beats" if one["low"] > 0 else "loses to" if one["high"] < 0 else "is level with"
+            points = [100 * one[key] for key in ("difference", "low", "high")]
+            lines.append(
+                f"{duel['ours']} {verb} {duel['rival']} on {WHERE[measure]}: {points[0]:+.1f} points "
+                f"[{points[1]:+.1f}, {points[2]:+.1f}]"
+            )
+    return lines
+
+
 def sections(results: Mapping[str, Any]) -> list[str]:
+    """The page's parts: ranks and duels over data sets, or, of a single one, differences and every direction."""
+    if len(results["data"]) == 1:
+        ((name, found),) = results["data"].items()
+        rows = [row for row in found["rows"] if row["metrics"]]
+        differences = [line for measure in WHERE for line in difference_lines(results, measure)]
+        complete = [row for row in rows if "seconds" in row]  # a choice in hindsight has no directions of its own
+        note = "Differences in recall@1, with 95 % intervals, paired over test samples and seeds."
+        return [
+            page.section("Who is ahead?", page.points(differences), page.paragraph(note, "note"))
+            if differences
+            else "",
+            dataset_section(name, found),
+            page.matrices_section(complete, found["modalities"]),
+            page.section(
+                "Every direction, in %", html_table(complete, "Test split, recall@1 / recall@10, then probes")
+            ),
+        ]
     made = []
     for measure in ("worst/recall@1", "mean/recall@1", "probe/all"):
         found = results["ranks"][measure]
@@ -206,6 +241,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     for name, found in results["data"].items():
         rows = [row for row in found["rows"] if row["metrics"]]
         parts.append(f"## {name}\n\n{markdown_table(rows, COLUMNS)}\n")
+        if len(results["data"]) == 1:
+            parts.append(f"Recall@1 / recall@10 in %:\n\n{markdown_table([r for r in rows if 'seconds' in r])}\n")
     return "\n".join(parts)
 
 

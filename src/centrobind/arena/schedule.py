@@ -104,8 +104,8 @@ class Arena:
 
         By cosine retrieval for all but Symile, which does not align single pairs and is tuned by its own score.
         """
-        if not contender.tuned:
-            return 0.1, 2e-3
+        if (known := self.config.known(contender)) is not None:
+            return known
         by = "native" if contender.name == "symile" else "cosine"
         scores: dict[tuple[float | str, float], list[float]] = {}
         for trial in searches(self.config, dataset, contender):

@@ -26,8 +26,9 @@ from centrobind.evaluation.ranks import score_ranks
 from centrobind.evaluation.relevance import question, with_relevance
 from centrobind.evaluation.scores import joined, mean_of
 from centrobind.objectives.base import Objective
-from centrobind.training.config import TrainConfig
+from centrobind.training.config import dump_config
 from centrobind.training.loop import train
+from centrobind.training.run_folder import RunFolder
 from centrobind.types import Embeddings
 
 
@@ -61,24 +62,15 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
     learn, valid = _parts(path, trial.valid, trial.seed)
     objective = objective_of(trial, learn.modalities)
     binder = build_binder(learn, dim=trial.dim, encoders=trial.encoders, seed=trial.seed)
-    beginning = out / "starts" / f"{trial.dataset}-{trial.seed}.safetensors"
     if trial.start == "unimodal":
-        binder.load_state_dict(load(beginning).state_dict())
-    keep = "last" if trial.objective["name"] == "unimodal" else "best"
-    settings = TrainConfig(
-        steps=trial.steps,
-        batch_size=min(trial.batch_size, len(learn)),
-        lr=trial.lr,
-        augment=trial.augment,
-        keep=keep,
-        validate_every=-(-trial.steps // 5),
-        tensorboard=False,
-    )
+        binder.load_state_dict(load(trial.beginning(out)).state_dict())
+    settings = trial.train_config().model_copy(update={"batch_size": min(trial.batch_size, len(learn))})
+    run = kept_run(trial, dataset, path, out) if trial.keep else None
     started = time.perf_counter()
-    train(binder, objective, learn, valid, settings, seed=trial.seed)
+    train(binder, objective, learn, valid, settings, seed=trial.seed, run=run)
     row: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
     if trial.stage == "start":
-        save(binder, beginning)
+        save(binder, trial.beginning(out))
         return row
     seen = binder.embed(valid)
     scores = retrieval(seen)
@@ -92,6 +84,15 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
         (out / "outcomes").mkdir(exist_ok=True)
         np.savez_compressed(out / "outcomes" / f"{trial.key}.npz", **outcomes)
     return row
+
+
+def kept_run(trial: Trial, dataset: DatasetConfig, store: str, out: Path) -> RunFolder:
+    """The folder of a run that stays, with the config that would train it again."""
+    built_in = dataset.path in DATASETS and not Path(dataset.path).exists()
+    config = trial.run_config(dataset.path if built_in else store, out)
+    run = RunFolder(config.out, replace=True)
+    run.write_config(dump_config(config))
+    return run
 
 
 def measure(

@@ -43,11 +43,11 @@ def demo(
 
     Takes about 3 minutes on 2 cores, or 30 seconds with --quick. Needs no download.
     """
-    from centrobind.arena.demo import ENTRIES, QUICK_STEPS, STEPS, run_demo
+    from centrobind.arena.demo import SETTINGS, run_demo
     from centrobind.progress import progress
     from centrobind.report.tables import terminal_table
 
-    with progress("starting", (QUICK_STEPS if quick else STEPS) * len(ENTRIES)) as watch:
+    with progress("starting", 1 + len(SETTINGS)) as watch:
         results = run_demo(out, quick=quick, seed=seed, replace=force, watch=watch)
     say("\nTest split, in %: recall@1/recall@10 of each direction, then accuracy of linear probes\n")
     say(terminal_table(results["rows"]))

@@ -122,7 +122,11 @@ def neighbours_kept(space: np.ndarray, points: np.ndarray, k: int = 10) -> float
     return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*near)]))
 
 
-def pictures_section(found: Sequence[tuple[str, np.ndarray, Sequence[tuple[str, np.ndarray, bool]]]]) -> str:
+# A query, its own picture, and what was found: names, pictures, and whether they are right.
+Asked = tuple[str, np.ndarray, Sequence[tuple[str, np.ndarray, bool]]]
+
+
+def pictures_section(found: Sequence[Asked]) -> str:
     """For each (query, its own picture, [(name, picture, right)]): what was found, right and wrong marked."""
     cells = []
     for query, truth, hits in found:
