@@ -9,9 +9,10 @@ import torch
 from centrobind.closed_form.bind import fit_closed_form
 from centrobind.closed_form.choose import fold_numbers, mean_reciprocal_rank
 from centrobind.closed_form.components import Kernel
-from centrobind.closed_form.features import Features, learned_features, rebuilt_features
+from centrobind.closed_form.features import Features
 from centrobind.closed_form.gcca import joined, principal, principal_part, solve
 from centrobind.closed_form.grams import BITS, LONGEST, count_grams, count_words, normalised
+from centrobind.closed_form.kinds import learned_features, rebuilt_features
 from centrobind.closed_form.moments import Moments
 from centrobind.data import Samples
 from centrobind.errors import DataError

@@ -25,7 +25,7 @@ ORDER = {
     "distributed": "",
     "data": "strings arrays categories samples repeats identity store opening "
     "media sound paths cells importing batches builtin inspecting",
-    "closed_form": "moments gcca components grams features choose stream bind",
+    "closed_form": "moments gcca components grams features sequences pictures texts kinds choose stream bind",
     "objectives": "anchors dense_infonce tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs augment encoders pretrained binder checkpoint embedding features",
     "evaluation": "ranks relevance scores summary metrics evaluate realignment bounds findings diagnose",

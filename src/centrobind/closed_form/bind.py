@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from centrobind.closed_form.choose import KERNEL, LINEAR, REST, Choice, Folds, choose, fold_numbers
-from centrobind.closed_form.features import Features, learned_features
+from centrobind.closed_form.features import Features
 from centrobind.closed_form.gcca import principal, solve
+from centrobind.closed_form.kinds import learned_features
 from centrobind.closed_form.stream import CHUNK, chunk_features, stream
 from centrobind.data import Samples, sameness
 from centrobind.errors import DataError
