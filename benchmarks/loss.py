@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from centrobind.objectives import tiled_infonce
+from centrobind.objectives import tiles
 from centrobind.objectives.dense_infonce import dense_infonce
-from centrobind.objectives.tiled_infonce import fused_infonce
+from centrobind.objectives.infonce import infonce
 from centrobind.training.memory import allocations
 from centrobind.types import unit
 
@@ -69,17 +69,20 @@ class Contender:
     half: bool = False
 
 
-def of_terms(form, **options) -> Work:
+def of_terms(**options) -> Work:
     """The mean over modalities of symmetric InfoNCE between queries and keys."""
 
     def loss(query: Tensor, key: Tensor) -> Tensor:
-        there = everyone(query, options.get("gaps", False))
+        there = everyone(query, True) if options.get("gaps") else None
         temperature = torch.tensor([options.get("temperature", TEMPERATURE)], requires_grad=options.get("learn", False))
-        pairs = [(m, m) for m in range(len(query))]
-        ahead, back = form(query, key, there, there, temperature, pairs=pairs)
-        return ((ahead + back) / there.sum(1)).mean() / 2
+        return infonce(query, key, there, there, temperature, memory=options.get("memory")).means.mean()
 
     return loss
+
+
+def dense_terms(query: Tensor, key: Tensor) -> Tensor:
+    there, pairs = everyone(query, False), [(m, m) for m in range(len(query))]
+    return dense_infonce(query, key, there, there, torch.tensor([TEMPERATURE]), pairs=pairs).mean() / query.shape[1]
 
 
 def everyone(z: Tensor, gaps: bool) -> Tensor:
@@ -92,9 +95,8 @@ def everyone(z: Tensor, gaps: bool) -> Tensor:
 
 
 def fused_pairs(query: Tensor, key: Tensor) -> Tensor:
-    there, pairs = everyone(query, False), list(itertools.combinations(range(len(query)), 2))
-    ahead, back = fused_infonce(query, query, there, there, torch.tensor([TEMPERATURE]), pairs=pairs)
-    return (ahead + back).mean() / 2 / query.shape[1]
+    pairs = list(itertools.combinations(range(len(query)), 2))
+    return infonce(query, query, None, None, torch.tensor([TEMPERATURE]), pairs=pairs).means.mean()
 
 
 def over_pairs(of_two: Callable[[Tensor, Tensor], Tensor]) -> Work:
@@ -150,7 +152,7 @@ class Bare:
         self.d_query, self.d_key = torch.zeros_like(self.query), torch.zeros_like(self.key)
 
     def __call__(self) -> None:
-        rows, cols = tiled_infonce.TILES["cpu"]
+        rows, cols = tiles.TILES["cpu"]
         buffer = torch.empty(rows * cols)
         for q, k, d_q, d_k in zip(self.query, self.key, self.d_query, self.d_key):
             for own, d_own in zip(q.split(rows), d_q.split(rows)):
@@ -167,8 +169,8 @@ CONTENDERS: dict[str, Contender] = {
     "bare, matrix made twice": Contender(
         lambda: partial(Bare, again=True), "nothing", quadratic=False, says="8 M N² d operations, nothing else"
     ),
-    "fused": Contender(lambda: of_terms(fused_infonce), lines=6, quadratic=False, says="M terms"),
-    "dense": Contender(lambda: of_terms(dense_infonce), lines=4, says="M terms, one matrix each"),
+    "fused": Contender(of_terms, lines=6, quadratic=False, says="M terms"),
+    "dense": Contender(lambda: dense_terms, lines=4, says="M terms, one matrix each"),
     "fused, all pairs": Contender(lambda: fused_pairs, "pairs", 1, False, "M(M-1)/2 terms"),
     "open_clip form": Contender(lambda: over_pairs(open_clip_form), "pairs", 4, says="ClipLoss of all pairs, our text"),
     "sentence-transformers": Contender(
@@ -177,10 +179,10 @@ CONTENDERS: dict[str, Contender] = {
     "lightly form": Contender(lambda: over_pairs(lightly_form), "both", 1, says="NTXentLoss of all pairs, our text"),
     "pytorch-metric-learning": Contender(metric_learning, "both", 1, says="SupConLoss of all pairs"),
     "symile": Contender(symile, "joint", 1, says="Symile('n'): M terms, one way, shuffled negatives"),
-    "fused, learned temperature": Contender(lambda: of_terms(fused_infonce, learn=True), quadratic=False),
-    "fused, gaps": Contender(lambda: of_terms(fused_infonce, gaps=True), quadratic=False),
-    "fused, bfloat16": Contender(lambda: of_terms(fused_infonce), quadratic=False, half=True),
-    "fused, temperature 0.005": Contender(lambda: of_terms(fused_infonce, temperature=0.005), quadratic=False),
+    "fused, learned temperature": Contender(lambda: of_terms(learn=True), quadratic=False),
+    "fused, gaps": Contender(lambda: of_terms(gaps=True), quadratic=False),
+    "fused, bfloat16": Contender(of_terms, quadratic=False, half=True),
+    "fused, temperature 0.005": Contender(lambda: of_terms(temperature=0.005), quadratic=False),
 }
 
 

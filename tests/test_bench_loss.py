@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from centrobind.objectives import tiled_infonce
+from centrobind.objectives import tiles
 
 ROOT = Path(__file__).parents[1]
 TOY = (3, 40, 8)
@@ -17,8 +17,8 @@ TOY = (3, 40, 8)
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setitem(tiled_infonce.TILES, "cpu", (16, 12))
-    monkeypatch.setitem(tiled_infonce.STRIPS, "cpu", 5)
+    monkeypatch.setitem(tiles.TILES, "cpu", (16, 12))
+    monkeypatch.setitem(tiles.STRIPS, "cpu", 5)
     import loss
 
     return loss

@@ -2,21 +2,26 @@ import pytest
 import torch
 
 from centrobind.errors import DataError
+from centrobind.objectives import comparison, tiles
 from centrobind.objectives import infonce as module
-from centrobind.objectives import tiled_infonce
 from centrobind.objectives.infonce import infonce
 from twins import one_way, some_present, unit_vectors
 
 pytestmark = pytest.mark.usefixtures("form")
 
 
-@pytest.fixture(params=["dense", "fused", "careful"])
+@pytest.fixture(params=["batched", "one tile", "kept", "some kept", "made again", "careful"])
 def form(request, monkeypatch):
-    """Every test here with one matrix, with small tiles, and with small tiles in the form for extreme logits."""
-    monkeypatch.setitem(tiled_infonce.TILES, "cpu", (4, 3))
-    monkeypatch.setattr(module, "DENSE_UP_TO", 1000 if request.param == "dense" else 0)
+    """Every test here with all matrices at once, with one tile, with small ones, and in the form for extreme logits."""
+    monkeypatch.setattr(module, "WHOLE", 2**20 if request.param == "batched" else 0)
+    if request.param != "one tile":
+        monkeypatch.setitem(tiles.TILES, "cpu", (4, 3))
+        monkeypatch.setitem(tiles.STRIPS, "cpu", 3)
+    memory = {"made again": 0, "some kept": 3 * 4 * 3 * 8}  # bytes
+    monkeypatch.setitem(module.MEMORY, "cpu", memory.get(request.param, 2**20))
     if request.param == "careful":
-        monkeypatch.setattr(tiled_infonce, "LARGEST", dict.fromkeys(tiled_infonce.LARGEST, 0.0))
+        for dtype in comparison.LARGEST:
+            monkeypatch.setitem(comparison.LARGEST, dtype, 0.0)
 
 
 SIZES = [(1, 7, 4), (2, 9, 5), (3, 6, 8), (5, 5, 3)]  # M, N, D: all different
@@ -129,3 +134,19 @@ def test_shapes_that_do_not_fit_are_named():
     ):
         with pytest.raises(DataError, match=words):
             infonce(*args, tau, **options)
+
+
+@pytest.mark.parametrize("samples", [20, 21])
+def test_the_form_is_chosen_by_the_whole_batch_not_by_a_ranks_part_of_it(samples, monkeypatch):
+    """One process and several ranks must compute alike: float32 rounds differently in each form."""
+    taken = []
+    for name in ("batched_infonce", "tiled_infonce"):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, f=plain, name=name: taken.append(name) or f(*args))
+    monkeypatch.setattr(module, "WHOLE", 2 * 20**2)
+    x = unit_vectors(2, samples, 3)
+    ranks = type("Ranks", (), {"sum": staticmethod(lambda x: x), "max": staticmethod(lambda x: x)})()
+    for rows in (slice(0, samples), slice(0, 2), slice(5, 5)):
+        taken.clear()
+        infonce(x[:, rows], x, None, None, torch.tensor([0.3]), first=rows.start, ranks=ranks)
+        assert taken[0] == ("batched_infonce" if samples == 20 else "tiled_infonce")

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from centrobind.errors import RunError
-from centrobind.objectives import infonce as module
-from centrobind.objectives import tiled_infonce, tiled_tuples
+from centrobind.objectives import comparison, tiled_tuples, tiles
 from centrobind.objectives.infonce import infonce
 from centrobind.objectives.table import OBJECTIVES
-from centrobind.objectives.tiled_infonce import fused_infonce
+from forms import batched, tiled
 from test_objectives import make
 from twins import some_present, unit_vectors
 
@@ -56,9 +55,10 @@ def test_hessian_products_are_differences_of_gradients(name, count, samples):
 
 
 @pytest.mark.parametrize("reaches", [550.0, 0.0], ids=["one exponential", "careful"])
-def test_second_derivatives_of_tiles_are_right_with_gaps_and_groups(reaches, monkeypatch):
-    monkeypatch.setitem(tiled_infonce.TILES, "cpu", (3, 5))
-    monkeypatch.setitem(tiled_infonce.LARGEST, torch.float64, reaches)
+@pytest.mark.parametrize("form", [batched, tiled])
+def test_second_derivatives_are_right_with_gaps_and_groups(form, reaches, monkeypatch):
+    monkeypatch.setitem(tiles.TILES, "cpu", (3, 5))
+    monkeypatch.setitem(comparison.LARGEST, torch.float64, reaches)
     query, key = unit_vectors(3, 7, 3).requires_grad_(), unit_vectors(3, 7, 3, seed=1).requires_grad_()
     tau = torch.tensor([0.4], dtype=torch.float64, requires_grad=True)
     has_q, has_k = some_present(3, 7), some_present(3, 7, seed=3)
@@ -66,7 +66,7 @@ def test_second_derivatives_of_tiles_are_right_with_gaps_and_groups(reaches, mon
     groups = torch.tensor([0, 1, 2, 0, 4, 5, 1])
 
     def sums(q, k, t):
-        return torch.stack(fused_infonce(q, k, has_q, has_k, t, pairs=PAIRS, groups=groups))
+        return form(q, k, has_q, has_k, t, pairs=PAIRS, groups=groups)
 
     assert torch.autograd.gradgradcheck(sums, (query, key, tau))
 
@@ -84,8 +84,7 @@ def test_second_derivatives_of_tuples_are_those_of_one_matrix(name, count, monke
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_a_key_that_is_made_of_the_query_does_not_count_twice(monkeypatch):
-    monkeypatch.setattr(module, "DENSE_UP_TO", 0)
+def test_a_key_that_is_made_of_the_query_does_not_count_twice():
     x, there = unit_vectors(2, 6, 3).requires_grad_(), torch.ones(2, 6, dtype=torch.bool)
     tau = torch.tensor([0.3], dtype=torch.float64)
 
@@ -98,8 +97,7 @@ def test_a_key_that_is_made_of_the_query_does_not_count_twice(monkeypatch):
 
 
 def test_a_gradient_that_needs_no_graph_holds_no_matrix(monkeypatch):
-    monkeypatch.setattr(module, "DENSE_UP_TO", 0)
-    monkeypatch.setattr(tiled_infonce, "dense_gradients", pytest.fail)
+    monkeypatch.setattr(comparison, "dense_gradients", pytest.fail)
     x, there = unit_vectors(2, 6, 3).requires_grad_(), torch.ones(2, 6, dtype=torch.bool)
     infonce(x, x, there, there, torch.tensor([0.3])).forward.sum().backward()
     assert x.grad.any()

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from centrobind import unit as unit_module
 from centrobind.errors import DataError
 from centrobind.objectives.anchored import AllPairs
 from centrobind.types import Embeddings, unit
+from centrobind.unit import unit_stack
 
 
 def test_of_stacks_normalises_and_zeroes_what_is_absent():
@@ -86,3 +90,61 @@ def test_a_loss_shows_what_is_not_finite_instead_of_refusing_it():
     a = torch.eye(4)
     a[1] = torch.nan
     assert torch.isnan(AllPairs()({"a": a, "b": torch.eye(4)}).total)
+
+
+@pytest.mark.parametrize("few", [0, 10**6], ids=["one by one", "together"])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_unit_stack_is_the_stack_of_units_and_its_gradients_are_right(gaps, few, monkeypatch):
+    monkeypatch.setattr(unit_module, "FEW", few)
+    tensors = [torch.randn(5, 3, dtype=torch.float64) for _ in range(3)]
+    tensors[1][2] = 1e-8  # shorter than what counts as a vector
+    present = torch.ones(3, 5, dtype=torch.bool)
+    if gaps:
+        present[0, 1] = present[2, 3] = False
+        tensors[0][1], tensors[2][3] = torch.nan, torch.inf
+    outcomes, along = [], torch.randn(3, 5, 3, dtype=torch.float64)
+    for form in (
+        lambda *x: unit_stack(x, present if gaps else None),
+        lambda *x: unit(torch.where(present[..., None], torch.stack(x), 0)),
+    ):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        z = form(*leaves)
+        first = torch.autograd.grad((z * along).sum(), leaves, retain_graph=True)
+        again = torch.autograd.grad((z * along).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum((g * g.detach()).sum() for g in again), leaves)
+        outcomes.append([z.detach(), *first, *(g.detach() for g in again), *second])
+    for got, expected in zip(*outcomes):
+        assert torch.isfinite(got).all()
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_unit_stack_of_halves_is_float32_and_its_gradients_are_halves():
+    x, y = torch.randn(4, 3).half().requires_grad_(), torch.randn(4, 3)
+    z = unit_stack([x, y])
+    z.sum().backward()
+    assert z.dtype == torch.float32 and x.grad.dtype == torch.float16
+    torch.testing.assert_close(z[0], unit(x.detach().float()))
+
+
+def test_whether_anything_is_missing_is_known_and_follows():
+    tensors, gap = {"a": torch.eye(3), "b": torch.eye(3)}, torch.tensor([True, False, True])
+    whole, some = Embeddings.of(tensors), Embeddings.of(tensors, {"b": gap})
+    assert whole.complete and not some.complete
+    assert whole.with_z(2 * whole.z).complete and not some.with_z(2 * some.z).complete
+    assert not whole.with_z(whole.z, some.present).complete and some.with_z(some.z, whole.present).complete
+    assert some.take([0, 2]).complete and not some.take([0, 1]).complete and some.only(["a"]).complete
+    assert not replace(whole, present=some.present).complete, "what was known is of another"
+
+
+def test_later_makes_the_same_again_and_refuses_what_was_changed():
+    tensors = {"a": torch.randn(3, 2, requires_grad=True), "b": torch.randn(3, 2)}
+    made = Embeddings.of(tensors, {"b": torch.tensor([True, False, True])})
+    later = made.later()
+    assert torch.equal(later().z, made.z) and not later().z.requires_grad
+    assert torch.equal(later().present, made.present)
+    kept = made.with_z(made.z * 1).later()
+    with torch.no_grad():
+        tensors["a"] += 1
+    with pytest.raises(DataError, match="changed in place after the loss"):
+        later()
+    assert torch.equal(kept().z, made.z)

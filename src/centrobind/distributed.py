@@ -339,7 +339,7 @@ def bytes_per_step(
     share, both = (ranks - 1) / ranks, 2 if views else 1
     rows = -(-samples // ranks)  # everybody sends as many as the rank that has most
     comparisons = modalities if comparisons is None else comparisons
-    columns = comparisons * (8 * sums * samples + 16) + (16 if sums == 1 else 0)
+    columns = comparisons * (8 * sums * samples + 16) + (8 if sums == 1 else 0)
     few = 8 * texts + tensors + 1  # widths of texts, which gradients there are, whether to stop
     return {
         "embeddings": 2 * (ranks - 1) * rows * both * modalities * dim * 4,  # there, and their gradients back

@@ -5,7 +5,7 @@ Shapes, here and in every file:  M modalities, N samples, D embedding dimensions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from centrobind.errors import DataError
+from centrobind.unit import unit as unit  # passed on: whoever makes Embeddings needs it
+from centrobind.unit import unit_stack
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,11 @@ class Embeddings:
                     f"got {rows.dtype} of shape {tuple(rows.shape)}"
                 )
             where[modalities.index(name)] = rows.to(where.device)
-        stacked = torch.stack([tensors[name] for name in modalities])
-        # Select, never multiply: an absent row may be NaN, and 0 * NaN is NaN.
-        z = unit(torch.where(where[..., None], stacked, 0))
+        z = unit_stack(list(tensors.values()), where if present else None)
         made = cls(z, where, modalities, None if ids is None else np.asarray(ids))
+        made.__dict__["_source"] = _Source(tensors, present)
+        if not present:
+            made.__dict__["complete"] = True
         return made.checked() if finite else made
 
     def checked(self, where: str = "") -> Embeddings:
@@ -147,10 +149,27 @@ class Embeddings:
 
     def with_z(self, z: Tensor, present: Tensor | None = None) -> Embeddings:
         """The same samples and modalities at other places."""
-        return replace(self, z=z, present=self.present if present is None else present)
+        moved = replace(self, z=z, present=self.present if present is None else present)
+        if present is None and "complete" in self.__dict__:
+            moved.__dict__["complete"] = self.complete
+        return moved
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether nothing is missing; only where that is not known from how these were made, the device is asked."""
+        return bool(self.present.all())
 
     def detach(self) -> Embeddings:
         return self.with_z(self.z.detach())
+
+    def later(self) -> Callable[[], Embeddings]:
+        """These embeddings, detached, for callers that may never want them: made again, where they were made of
+        tensors that are there in any case, rather than held until then."""
+        source = self.__dict__.get("_source")
+        if source is not None:
+            return source.embeddings
+        here = self.detach()
+        return lambda: here
 
     def take(self, samples: Any) -> Embeddings:
         """The samples picked by a slice, an index or a bool tensor over N."""
@@ -171,11 +190,23 @@ class Embeddings:
         return [(a, b) for a in self.modalities for b in self.modalities if a != b]
 
 
-# Below this length a vector counts as zero. F.normalize's own 1e-12 would let the gradient of a
-# collapsed encoder reach 1e12; 1e-6 bounds it and changes no vector of ordinary size.
-UNIT_EPS = 1e-6
+class _Source:
+    """The tensors that embeddings were made of, to make them again."""
 
+    def __init__(self, tensors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None):
+        self.tensors = {name: x.detach() for name, x in tensors.items()}
+        self.present = present
+        self.versions = self.read()
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of unit length, in float32 (half precision cannot hold a norm to more than 3 digits)."""
-    return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1, eps=UNIT_EPS)
+    def read(self) -> list[int]:
+        """How often each was changed in place."""
+        return [0 if x.is_inference() else x._version for x in self.tensors.values()]
+
+    def embeddings(self) -> Embeddings:
+        """DataError if the tensors are not what they were."""
+        if self.read() != self.versions:
+            raise DataError(
+                "the embeddings were changed in place after the loss was computed, so its parts are no longer known: "
+                "ask for loss.parts before the step that changes them"
+            )
+        return Embeddings.of(self.tensors, self.present, finite=False)

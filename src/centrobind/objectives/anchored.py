@@ -47,13 +47,14 @@ class AnchorInfoNCE(Objective):
         views = z if views is None else views
         anchor = self.anchor(views)
         temperature = self.temperature(z.z.dtype)
-        terms = infonce(z.z, anchor.z, z.present, anchor.present, temperature, groups=groups)
-        weights = z.z.new_tensor([self.weights.get(name, 1.0) for name in z.modalities])
-        z, views = z.detach(), views.detach()
+        terms = _compared(z, anchor, temperature, groups=groups, memory=self.memory)
+        weights = z.z.new_tensor([self.weights.get(name, 1.0) for name in z.modalities]) if self.weights else None
+        z_later, views_later, names = z.later(), views.later(), z.modalities
 
         def measure() -> dict[str, float]:
+            z, views = z_later(), views_later()
             return {
-                **_both_ways(z.modalities, terms),
+                **_both_ways(names, terms),
                 **intra_and_inter(z, views, temperature, groups),
                 "leak": leak(self.anchor, z, views),
                 "temperature": temperature.item(),
@@ -80,14 +81,14 @@ class AllPairs(Objective):
         else:
             pairs += [(other, one) for one, other in pairs]
         temperature = self.temperature(z.z.dtype)
-        terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
+        terms = _compared(z, views, temperature, pairs=pairs, groups=groups, memory=self.memory)
         names = tuple(f"{z.modalities[one]}_with_{z.modalities[other]}" for one, other in pairs)
-        z, views = z.detach(), views.detach()
+        z_later, views_later = z.later(), views.later()
 
         def measure() -> dict[str, float]:
             return {
                 **_both_ways(names, terms),
-                **intra_and_inter(z, views, temperature, groups),
+                **intra_and_inter(z_later(), views_later(), temperature, groups),
                 "leak": 0.0,
                 "temperature": temperature.item(),
             }
@@ -122,14 +123,30 @@ def intra_and_inter(
     count = len(z.modalities)
     for shift in range(count):
         pairs = [(m, (m + shift) % count) for m in range(count)]
-        terms = infonce(z.z, views.z, z.present, views.present, temperature, pairs=pairs, groups=groups)
-        losses = ((terms.forward + terms.backward) / 2)[terms.count > 0]
+        terms = _compared(z, views, temperature, pairs=pairs, groups=groups)
+        losses = terms.means.mean(0)[terms.count > 0]
         found["inter" if shift else "intra"] += losses.tolist()
     return {name: sum(losses) / len(losses) for name, losses in found.items() if losses}
 
 
+def _compared(
+    z: Embeddings,
+    anchor: Embeddings,
+    temperature: Tensor,
+    *,
+    pairs: list[tuple[int, int]] | None = None,
+    groups: Tensor | None = None,
+    memory: int | None = None,
+) -> InfoNCE:
+    """Embeddings with anchors, or with each other."""
+    present = (None, None) if z.complete and anchor.complete else (z.present, anchor.present)
+    return infonce(z.z, anchor.z, *present, temperature, pairs=pairs, groups=groups, memory=memory)
+
+
 def _mean_of_terms(terms: InfoNCE, weights: Tensor | None = None) -> Tensor:
     """The mean over the modalities (or pairs) that have a positive at all, and a weight."""
+    if weights is None and isinstance(terms.positives, int) and terms.positives:
+        return terms.means.mean()
     learnable = terms.count > 0 if weights is None else (terms.count > 0) & (weights > 0)
     if not learnable.any():
         raise DataError(
@@ -137,7 +154,7 @@ def _mean_of_terms(terms: InfoNCE, weights: Tensor | None = None) -> Tensor:
             "expected some samples with two modalities present"
         )
     weights = learnable if weights is None else learnable * weights
-    return torch.where(learnable, weights * (terms.forward + terms.backward) / 2, 0).sum() / weights.sum()
+    return torch.where(learnable, weights * terms.means.mean(0), 0).sum() / weights.sum()
 
 
 def _both_ways(names: tuple[str, ...], terms: InfoNCE) -> dict[str, float]:

@@ -30,6 +30,8 @@ def centroid(views: Embeddings) -> Embeddings:
     Not brought back to unit length, and gradients flow into it (Jeong et al., arXiv 2410.02086). A sample seen in
     one modality only has no anchor: its mean would be itself.
     """
+    if views.complete and len(views.modalities) > 1:
+        return views.with_z(views.z.mean(0).expand_as(views.z))
     return _mean(views, views.present.to(views.z.dtype))
 
 
@@ -38,6 +40,8 @@ def leave_one_out(views: Embeddings) -> Embeddings:
 
     Ours; OVA-IB (arXiv 2605.29900) projects on the span of the others instead. Cures self-leakage, see docs.
     """
+    if views.complete and len(views.modalities) > 1:
+        return views.with_z((views.z.sum(0) - views.z) / (len(views.modalities) - 1))
     others = views.present.sum(0) - views.present.long()
     mean = (views.z.sum(0) - views.z) / others.clamp(min=1)[..., None]
     return views.with_z(mean, others > 0)

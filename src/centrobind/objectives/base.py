@@ -26,8 +26,8 @@ LOWEST, HIGHEST = 0.003, 10.0  # temperatures: exp(1/0.003) is the last that flo
 class Loss:
     """What an objective returns: `total` to differentiate, `parts` to look at.
 
-    `measure` should hold detached embeddings only: a graph that nobody walks back (views beside a fixed anchor) would
-    live as long as the loss, which in a loop is through the next forward pass.
+    `measure` should hold no graph, and no copy of the embeddings (Embeddings.later): what it holds lives as long as the
+    loss, which in a loop is through the next forward pass.
     """
 
     total: Tensor  # () in nats
@@ -81,6 +81,7 @@ class Objective(nn.Module):
     frozen: tuple[str, ...] = ()  # modalities whose towers the loop leaves as they are
     needs_views = False  # whether it cannot do without augmented views
     takes_groups = False  # whether it can leave out negatives
+    memory: int | None = None  # bytes a comparison may hold to compute less again; by default 48 MiB, on a GPU 1 GiB
     least = 1  # positives without which there is nothing to learn from in a batch
     positive = "two modalities"  # what a sample must have to be a positive, in words
 

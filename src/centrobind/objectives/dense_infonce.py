@@ -17,8 +17,8 @@ def dense_infonce(
     *,
     pairs: Sequence[tuple[int, int]],
     groups: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What fused_infonce returns, by way of the whole (T, N, N) matrix."""
+) -> Tensor:
+    """The sums over positives of -log softmax, (2, T), each way, by way of the whole (T, N, N) matrix."""
     one, other = (list(side) for side in zip(*pairs))
     # fp32 where exponentials live: in bfloat16 exp(1/0.05) is known to 2 digits.
     with torch.autocast(query.device.type, enabled=False):
@@ -37,8 +37,7 @@ def dense_infonce(
         match = logits.diagonal(dim1=1, dim2=2)
         both = has_query & has_key
         # Again: a row without candidates is -inf, and 0 * inf is NaN.
-        forward, backward = (torch.where(both, lse - match, 0).sum(1) for lse in (ahead, back))
-    return forward, backward
+        return torch.where(both, torch.stack([ahead, back]) - match, 0).sum(2)
 
 
 def dense_gradients(
@@ -47,7 +46,7 @@ def dense_gradients(
     query_present: Tensor,
     key_present: Tensor,
     temperature: Tensor,
-    d_sums: tuple[Tensor, Tensor],
+    d_sums: Tensor,
     *,
     pairs: Sequence[tuple[int, int]],
     groups: Tensor | None = None,
@@ -61,7 +60,7 @@ def dense_gradients(
     # Aliases: a key that was made of the query must not carry the query's gradient a second time.
     aliases = [x.view_as(x) for x in (query, key, temperature)]
     sums = dense_infonce(aliases[0], aliases[1], query_present, key_present, aliases[2], pairs=pairs, groups=groups)
-    return differentiable_gradients(sums, aliases, d_sums)
+    return differentiable_gradients([sums], aliases, [d_sums])
 
 
 def differentiable_gradients(

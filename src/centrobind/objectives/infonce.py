@@ -2,49 +2,68 @@
 
     InfoNCE(u -> v) = -mean_i log( exp(u_i . v_i / temperature) / sum_k exp(u_i . v_k / temperature) )
 
-(van den Oord et al. 2018; both directions: Radford et al. 2021). Small batches are one matrix, larger ones are fused
-(see tiled_infonce); the result is the same to rounding.
+(van den Oord et al. 2018; both directions: Radford et al. 2021). Small batches are one matrix per pair, larger ones are
+made of tiles; the result is the same to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from centrobind.distributed import dividing
 from centrobind.errors import DataError
-from centrobind.objectives.dense_infonce import dense_infonce
-from centrobind.objectives.tiled_infonce import ALONE, Ranks, fused_infonce
+from centrobind.objectives.batched_infonce import WHOLE, batched_infonce
+from centrobind.objectives.comparison import ALONE, Comparison, Ranks
+from centrobind.objectives.tiled_infonce import tiled_infonce
 
-# Samples up to which one matrix is as fast as tiles, measured with 3, 4 and 12 pairs of 64 and 256 dimensions on a CPU:
-# level at 128, from 256 on tiles are faster (up to 3 times there), because autograd's five matrices leave the caches.
-DENSE_UP_TO = 128
+# Bytes of exponentials that are kept for the backward pass, by default. On a CPU, so that a loss stays below 64 MB.
+MEMORY = {"cpu": 48 * 2**20, "other": 2**30}
 
 
-class InfoNCE(NamedTuple):
+@dataclass(frozen=True)
+class InfoNCE:
     """Mean loss per row of queries, in nats, and over how many positives; 0 where there are none."""
 
-    forward: Tensor  # (M,) each query among all keys
-    backward: Tensor  # (M,) each key among all queries
-    count: Tensor  # (M,) positives: samples that have both
+    means: Tensor  # (2, M) forward and backward
+    positives: int | Tensor  # (M,) samples that have both; one number where that is all of them, in all modalities
+
+    @property
+    def count(self) -> Tensor:
+        """(M,) positives"""
+        if isinstance(self.positives, Tensor):
+            return self.positives
+        return torch.full((self.means.shape[1],), self.positives, device=self.means.device)
+
+    @property
+    def forward(self) -> Tensor:
+        """(M,) each query among all keys"""
+        return self.means[0]
+
+    @property
+    def backward(self) -> Tensor:
+        """(M,) each key among all queries"""
+        return self.means[1]
 
 
 def infonce(
     query: Tensor,
     key: Tensor,
-    query_present: Tensor,
-    key_present: Tensor,
+    query_present: Tensor | None,
+    key_present: Tensor | None,
     temperature: Tensor,
     *,
     pairs: Sequence[tuple[int, int]] | None = None,
     groups: Tensor | None = None,
     first: int = 0,
     ranks: Ranks | None = None,
+    memory: int | None = None,
 ) -> InfoNCE:
-    """Compare (M, N, D) queries with (M, N, D) keys of the same samples; `present` are (M, N) bool.
+    """Compare (M, N, D) queries with (M, N, D) keys of the same samples; `present` are (M, N) bool, None where
+    nothing is missing.
 
     A sample is a positive where it has both, a negative for all others with whatever it has; what is absent is
     neither, whatever its row holds. Differentiable in queries, keys and temperature (shape [1]); with
@@ -52,50 +71,63 @@ def infonce(
 
     `pairs`: [(2, 0), ...] compares query 2 with key 0, ..., instead of each with its own number; M is then the number
     of pairs, and nothing is copied. `groups`: (N,) integers; samples of one group are no negatives of each other.
+    `memory`: bytes that may be held from the forward to the backward pass, besides a few numbers per sample, so that
+    less is computed again; by default 48 MiB on a CPU, 1 GiB on a GPU.
     `ranks`: with whom the rows are shared. `query` is then (M, n, D), the samples from column `first` on, all else is
-    everybody's, and `forward` and `backward` are this rank's share of the means, to be summed over ranks (see
-    tiled_infonce). Without `ranks`, inside Team.dividing, all is everybody's, before and after. DataError where shapes
-    do not fit; RunError from a backward pass with create_graph=True where ranks share the rows.
+    everybody's, and the means are this rank's share, to be summed over ranks (see comparison). Without `ranks`, inside
+    Team.dividing, all is everybody's, before and after. DataError where shapes do not fit; RunError from a backward
+    pass with create_graph=True where ranks share the rows.
     """
     team = dividing()
     if ranks is None and team.size > 1:
-        mine, how = team.part(key.shape[1]), {"pairs": pairs, "groups": groups, "ranks": team}
+        mine, how = team.part(key.shape[1]), {"pairs": pairs, "groups": groups, "ranks": team, "memory": memory}
         share = infonce(query[:, mine], key, query_present, key_present, temperature, first=mine.start, **how)
-        return InfoNCE(*team.sum(torch.stack([share.forward, share.backward])), share.count)
+        return InfoNCE(team.sum(share.means), share.positives)
     if pairs is None:
         if len(query) != len(key):
             raise DataError(f"expected as many queries as keys, got {len(query)} and {len(key)}; or name the pairs=")
         pairs = [(m, m) for m in range(len(query))]
-    _check_shapes(query, key, query_present, key_present, groups, first)
-    one, other = (list(side) for side in zip(*pairs))
-    count = (query_present[one] & key_present[other]).sum(1)
-    if ranks is None and key.shape[1] <= DENSE_UP_TO:
-        sums = dense_infonce(query, key, query_present, key_present, temperature, pairs=pairs, groups=groups)
-    else:
-        sums = fused_infonce(
-            query,
-            key,
-            query_present,
-            key_present,
-            temperature,
-            pairs=pairs,
-            groups=groups,
-            first=first,
-            ranks=ranks or ALONE,
+    if (query_present is None) != (key_present is None):
+        query_present, key_present = (
+            x.new_ones((), dtype=torch.bool).expand(len(x), key.shape[1]) if present is None else present
+            for x, present in ((query, query_present), (key, key_present))
         )
-    forward, backward = (total / count.clamp(min=1) for total in sums)
-    return InfoNCE(forward, backward, count)
+    _check_shapes(query, key, query_present, key_present, groups, first)
+    memory = MEMORY.get(query.device.type, MEMORY["other"]) if memory is None else memory
+    comparison = Comparison(
+        query_present,
+        key_present,
+        tuple(pairs),
+        key.shape[1],
+        groups,
+        first,
+        ranks or ALONE,
+        memory=memory if torch.is_grad_enabled() else 0,
+    )
+    means = None
+    if len(pairs) * key.shape[1] ** 2 <= WHOLE:
+        means = batched_infonce(query, key, temperature, comparison)
+    if means is None:
+        means = tiled_infonce(query, key, temperature, comparison)
+    return InfoNCE(means, comparison.positives)
 
 
 def _check_shapes(
-    query: Tensor, key: Tensor, query_present: Tensor, key_present: Tensor, groups: Tensor | None, first: int
+    query: Tensor,
+    key: Tensor,
+    query_present: Tensor | None,
+    key_present: Tensor | None,
+    groups: Tensor | None,
+    first: int,
 ) -> None:
     samples, fits = key.shape[1], query.shape[0] > 0 and query.shape[2] == key.shape[2]
-    fits = fits and query_present.shape == (len(query), samples) and key_present.shape == (len(key), samples)
+    for x, present in ((query, query_present), (key, key_present)):
+        fits = fits and (present is None or present.shape == (len(x), samples))
     if not fits or not 0 <= first <= samples - query.shape[1]:
+        shapes = [None if x is None else tuple(x.shape) for x in (query, key, query_present, key_present)]
         raise DataError(
             f"expected (M, n, D) queries, (K, N, D) keys, (M, N) and (K, N) present and n samples from {first} on, got "
-            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(query_present.shape)}, {tuple(key_present.shape)}"
+            + ", ".join(map(str, shapes))
         )
     if groups is not None and (groups.shape != (samples,) or groups.is_floating_point()):
         raise DataError(f"groups: expected ({samples},) integers, got {groups.dtype} of shape {tuple(groups.shape)}")

@@ -9,7 +9,7 @@ tiles (see tuples), and divided among ranks; PMRL and OVA-IB compare one vector 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -66,7 +66,7 @@ class TupleInfoNCE(Objective):
             terms |= {f"{name}/from_tuple": term for name, term in zip(z.modalities, backward)}
         return Loss(
             torch.stack(list(terms.values())).mean(),
-            partial(measure, z.detach(), views.detach(), temperature, terms, groups),
+            partial(measure, z.later(), views.later(), temperature, terms, groups),
         )
 
     def losses(self, one: Tensor, other: Tensor, temperature: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -206,9 +206,8 @@ class PMRL(Objective):
         parts = {"z": z} if views is None else {"z": z, "views": views}
         values, leading = zip(*(leading_direction(part.z[:, complete]) for part in parts.values()))
         leading = torch.stack(leading)
-        there = torch.ones(leading.shape[:2], dtype=torch.bool, device=leading.device)
         kin = None if groups is None else groups[complete]
-        instances = infonce(leading, leading, there, there, temperature, groups=kin).forward
+        instances = infonce(leading, leading, None, None, temperature, groups=kin, memory=self.memory).forward
         first = torch.zeros(len(values[0]), dtype=torch.int64, device=leading.device)
         terms = {}
         for place, label in enumerate(parts):
@@ -216,7 +215,7 @@ class PMRL(Objective):
             terms[f"{label}/instances"] = instances[place]
         total = 2 * torch.stack(list(terms.values())).mean()  # the sum of the two losses, averaged over views
         views = z if views is None else views
-        return Loss(total, partial(measure, z.detach(), views.detach(), temperature, terms, groups))
+        return Loss(total, partial(measure, z.later(), views.later(), temperature, terms, groups))
 
     def similarity(self, one: Tensor, others: Tensor) -> Tensor:
         """The leading singular value of candidate and tuple together, (N, K)."""
@@ -239,12 +238,16 @@ def complete_samples(z: Embeddings) -> Tensor:
 
 
 def measure(
-    z: Embeddings, views: Embeddings, temperature: Tensor, terms: dict[str, Tensor], groups: Tensor | None
+    z: Callable[[], Embeddings],
+    views: Callable[[], Embeddings],
+    temperature: Tensor,
+    terms: dict[str, Tensor],
+    groups: Tensor | None,
 ) -> dict[str, float]:
     """The parts of a joint objective: its own terms, and intra and inter as for all objectives."""
     return {
         **{name: float(term) for name, term in terms.items()},
-        **intra_and_inter(z, views, temperature, groups),
+        **intra_and_inter(z(), views(), temperature, groups),
         "leak": 0.0,
         "temperature": temperature.item(),
     }

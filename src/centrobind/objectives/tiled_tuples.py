@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from centrobind.distributed import dividing
 from centrobind.errors import RunError
+from centrobind.objectives.comparison import Ranks
 from centrobind.objectives.dense_infonce import differentiable_gradients
-from centrobind.objectives.tiled_infonce import Ranks, cut
+from centrobind.objectives.tiles import cut
 
 TILE = 512  # rows and columns of a tile: a score and its gradient hold about ten of them
 # Samples up to which one matrix is left to autograd. Measured with 3 modalities of 256 dimensions on a CPU, tiles take

@@ -1,8 +1,8 @@
 """How much memory a run will need, before it is started: measured on small batches, scaled to the asked ones.
 
-Everything in towers grows with the samples in them; the loss with the samples, and with their square until tiles
-take over (see fused and tuples). So two small measurements of each tell the rest. The memory is torch's, for tensors:
-the interpreter and its libraries come on top (about 0.4 GB), and the data, unless they are mapped from a store.
+Everything in towers grows with the samples in them; so does the loss once it is made of several tiles, but for the
+exponentials that it keeps. So a few small measurements tell the rest. The memory is torch's, for tensors: the
+interpreter and its libraries come on top (about 0.4 GB), and the data, unless they are mapped from a store.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -20,10 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder, build_binder
 from centrobind.data import Samples, train_and_valid
-from centrobind.objectives import infonce, tiled_tuples
+from centrobind.objectives import infonce
 from centrobind.objectives.base import Objective
-from centrobind.objectives.joint import TupleInfoNCE
-from centrobind.objectives.tiled_infonce import TILES
+from centrobind.objectives.tiles import TILES
 from centrobind.seeds import seeded
 from centrobind.training.config import RunConfig, TrainConfig, make_objective
 from centrobind.training.fit import configured_samples
@@ -33,7 +33,7 @@ from centrobind.types import Embeddings, unit
 
 Made = TypeVar("Made")
 FEW, MORE = 32, 64  # samples that towers are measured with
-SMALL, LARGE = 2 * infonce.DENSE_UP_TO, 4 * infonce.DENSE_UP_TO  # and the loss: beyond the dense form, below one tile
+TILED = TILES["cpu"][0]  # samples from which on a loss is several tiles: what it takes then grows along a line
 
 
 @dataclass(frozen=True)
@@ -141,28 +141,40 @@ def _with_view(binder: Binder, raw, settings: TrainConfig):
 
 
 def _in_loss(objective: Objective, binder: Binder, settings: TrainConfig) -> Callable[[int], int]:
-    """Bytes by samples: some for each, and some for each pair of them that is in memory at a time."""
-    tile = tiled_tuples.TILE if isinstance(objective, TupleInfoNCE) else TILES["cpu"][0]
-    peaks = []
-    for count in (SMALL, LARGE):
+    """Bytes by samples: measured where that is quick, else some for each, and the exponentials that are kept."""
 
-        def both_ways(count=count):
-            made = [
-                unit(torch.randn(len(binder.modalities), count, binder.dim)).requires_grad_()
-                for _ in range(2 if settings.augment > 0 else 1)
-            ]
-            there = torch.ones(made[0].shape[:2], dtype=torch.bool)
-            z, *views = (Embeddings(x, there, binder.modalities) for x in made)
-            objective(z, views=views[0] if views else None).total.backward()
-
+    def peak(samples: int) -> int:
+        made = [
+            unit(torch.randn(len(binder.modalities), samples, binder.dim)).requires_grad_()
+            for _ in range(2 if settings.augment > 0 else 1)
+        ]
+        there = torch.ones(made[0].shape[:2], dtype=torch.bool)
+        z, *views = (Embeddings(x, there, binder.modalities) for x in made)
         with seeded(0):
-            _, _, peak = allocations(both_ways)
-        inputs = 4 * len(binder.modalities) * binder.dim * count * (2 if settings.augment > 0 else 1)
-        peaks.append(peak - inputs)
-    objective.zero_grad(set_to_none=True)
-    square = max(0.0, (peaks[1] - 2 * peaks[0]) / (LARGE**2 - 2 * SMALL**2))
-    each = max(0.0, peaks[1] - square * LARGE**2) / LARGE
-    return lambda samples: round(each * samples + square * min(samples, tile) ** 2)
+            _, _, most = allocations(lambda: objective(z, views=views[0] if views else None).total.backward())
+        objective.zero_grad(set_to_none=True)
+        return most
+
+    @cache
+    def line() -> tuple[float, float, float]:
+        """Bytes in any case, for each sample, and kept for each pair of samples."""
+        kept = peak(TILED)
+        before, objective.memory = objective.memory, 0
+        try:
+            few, more = peak(TILED), peak(2 * TILED)
+        finally:
+            objective.memory = before
+        each = (more - few) / TILED
+        return few - each * TILED, each, (kept - few) / TILED**2
+
+    def bytes_of(samples: int) -> int:
+        if samples <= TILED:
+            return peak(samples)
+        rest, each, square = line()
+        room = infonce.MEMORY["cpu"] if objective.memory is None else objective.memory
+        return round(rest + each * samples + min(square * samples**2, room))
+
+    return bytes_of
 
 
 def _line(values: Sequence[int]) -> Callable[[int], int]:
