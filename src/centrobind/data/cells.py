@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,15 @@ class CellReader:
             self.readings.setdefault(name, reading)
             return fit_wave(np.asarray(cell["array"]), int(cell["sampling_rate"]), reading.shape)
         return numbers(cell)
+
+
+def refuse_other_case(names: Iterable[str], where: str) -> None:
+    """DataError for a column `Label`: is it the label, or a modality? Trained on, it would give the answer away."""
+    if other := [name for name in names if name.lower() in ABOUT and name not in ABOUT]:
+        raise DataError(
+            f"{where}: column {other[0]!r} is written otherwise than {other[0].lower()!r}, which describes a sample; "
+            "rename it to that if it does, or pick the modalities with --modalities"
+        )
 
 
 def numbers(cell: Any) -> np.ndarray:

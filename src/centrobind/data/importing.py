@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
-from centrobind.data.cells import ABOUT, BadCell, CellReader
+from centrobind.data.cells import ABOUT, BadCell, CellReader, refuse_other_case
 from centrobind.data.media import LIMITS, Limits
-from centrobind.data.samples import NAME, NOT_AN_ARRAY, Samples
+from centrobind.data.npz import npz_chunks
+from centrobind.data.samples import NAME, Samples
 from centrobind.errors import DataError
 
 CHUNK = 1024  # rows
@@ -55,7 +53,7 @@ def read_chunks(
     if source.suffix == ".npz":
         if readings:
             raise DataError(f"{source}: holds arrays; only the files that a table names are read as {readings}")
-        return _npz_chunks(source, modalities, kinds, nan_as_missing)
+        return npz_chunks(source, modalities=modalities, kinds=kinds, nan_as_missing=nan_as_missing, limits=limits)
     return record_chunks(
         readers[source.suffix](source),
         folder=source.parent,
@@ -155,15 +153,6 @@ def _with_new(names: list[str], record: Mapping[str, Any], where: str) -> list[s
     return [*names, *new]
 
 
-def refuse_other_case(names: Iterable[str], where: str) -> None:
-    """DataError for a column `Label`: is it the label, or a modality? Trained on, it would give the answer away."""
-    if other := [name for name in names if name.lower() in ABOUT and name not in ABOUT]:
-        raise DataError(
-            f"{where}: column {other[0]!r} is written otherwise than {other[0].lower()!r}, which describes a sample; "
-            "rename it to that if it does, or pick the modalities with --modalities"
-        )
-
-
 def _check_said(reader: CellReader, names: Sequence[str], where: str) -> None:
     if unknown := [name for name in reader.said if name not in names]:
         raise DataError(f"{where}: no column {unknown} to be read as said, expected some of {list(names)}")
@@ -251,99 +240,3 @@ def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{source}: not a readable Parquet file ({error})") from None
-
-
-def _npz_chunks(
-    source: Path,
-    modalities: Sequence[str] | None,
-    kinds: Mapping[str, str] | None,
-    nan_as_missing: bool,
-) -> Iterator[Samples]:
-    """`x_<modality>` (or plain names), `present_<modality>`, and id, label, split, group; one row a sample."""
-    try:
-        with zipfile.ZipFile(source) as archive, ExitStack() as opened:
-            members = {}
-            for name in archive.namelist():
-                file = opened.enter_context(archive.open(name))
-                members[name.removesuffix(".npy")] = _Member(f"{source}: {name}", file)
-            names = [key for key in members if key not in ABOUT and not key.startswith("present_")]
-            if any(key.startswith("x_") for key in names):
-                names = [key for key in names if key.startswith("x_")]
-            if modalities is None:
-                refuse_other_case([key.removeprefix("x_") for key in names], str(source))
-            found = {key.removeprefix("x_"): members[key] for key in names}
-            if unknown := [name for name in modalities or [] if name not in found]:
-                raise DataError(f"{source}: no modality {unknown}, expected some of {list(found)}")
-            found = {name: found[name] for name in modalities or found}
-            if not found:
-                raise DataError(f"{source}: expected arrays named x_<modality>, got {list(members)}")
-            if bad := [name for name in found if not NAME.fullmatch(name)]:
-                raise DataError(f"{source}: {bad} cannot be modality names; use letters, digits, _ and -")
-            gaps = {name: members[f"present_{name}"] for name in found if f"present_{name}" in members}
-            about = {key: members[key] for key in ABOUT if key in members}
-            everything = {**found, **{f"present_{name}": gap for name, gap in gaps.items()}, **about}
-            counts = {key: member.count for key, member in everything.items()}
-            if len(set(counts.values())) != 1:
-                raise DataError(f"{source}: expected the same number of rows in every array, got {counts}")
-            for start in range(0, next(iter(counts.values())), CHUNK):
-                yield _npz_chunk(source, start, found, gaps, about, kinds, nan_as_missing)
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, NotImplementedError, zipfile.zlib.error) as error:
-        raise DataError(f"{source}: not a readable .npz file ({error}); is it truncated?") from None
-
-
-def _npz_chunk(source, start, found, gaps, about, kinds, nan_as_missing) -> Samples:
-    values = {name: member.read(CHUNK) for name, member in found.items()}
-    present = {name: member.read(CHUNK).astype(bool) for name, member in gaps.items()}
-    rest = {key: member.read(CHUNK) for key, member in about.items()}
-    for name, array in values.items():
-        if array.dtype.kind == "f":
-            broken = ~np.isfinite(array).reshape(len(array), -1).all(1)
-            if nan_as_missing:
-                gap = np.isnan(array).reshape(len(array), -1).all(1)
-                present[name] = present.get(name, True) & ~gap
-            bad = np.flatnonzero(broken & present.get(name, np.ones(len(array), bool))) + start
-            if len(bad):
-                raise DataError(
-                    f"{source}: modality {name!r} has NaN or inf in at least {len(bad)} samples, first rows "
-                    f"{bad[:5].tolist()}; clean them, add an array present_{name} that is False there, or "
-                    "use --nan-as-missing for rows that are NaN throughout"
-                )
-    texts = {name: list(map(str, array)) for name, array in values.items() if array.dtype.kind == "U"}
-    for name, strings in texts.items():
-        present[name] = present.get(name, True) & np.array([text != "" for text in strings], bool)
-    ids = rest.pop("id", range(start, start + len(next(iter(values.values())))))
-    return Samples.of(values | texts, present=present, kinds=kinds, ids=ids, **rest)
-
-
-class _Member:
-    """One array of an .npz, read a few rows at a time and never unpickled."""
-
-    def __init__(self, name: str, file: IO[bytes]):
-        self.name, self.file = name, file
-        try:
-            version = npy.read_magic(self.file)
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, fortran, self.dtype = read_header(self.file)
-        except NOT_AN_ARRAY as error:
-            raise DataError(f"{self.name}: not an array ({error})") from None
-        if self.dtype.kind not in "biufU" or len(shape) == 0:
-            raise DataError(
-                f"{self.name}: expected numbers or text with one row per sample, got {self.dtype} of shape {shape}"
-            )
-        self.count, self.shape, self.next, self.whole = shape[0], shape[1:], 0, None
-        if fortran:  # rows do not lie one after the other, so there is nothing to stream
-            self.whole = self._take(int(np.prod(shape))).reshape(shape, order="F")
-
-    def read(self, rows: int) -> np.ndarray:
-        """The next rows, fewer at the end."""
-        rows = min(rows, self.count - self.next)
-        self.next += rows
-        if self.whole is not None:
-            return np.ascontiguousarray(self.whole[self.next - rows : self.next])
-        return self._take(rows * int(np.prod(self.shape, dtype=np.int64))).reshape(rows, *self.shape)
-
-    def _take(self, numbers: int) -> np.ndarray:
-        data = self.file.read(numbers * self.dtype.itemsize)
-        if len(data) != numbers * self.dtype.itemsize:
-            raise DataError(f"{self.name}: ends before row {self.next} of {self.count}; the file is truncated")
-        return np.frombuffer(data, self.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from centrobind.data.samples import Column, Samples
 from centrobind.data.strings import Strings
 
 MOST_ROWS = 20_000  # values that are looked at per modality, evenly spread
+MOST_NUMBERS = 2**24  # in them: of large samples fewer are looked at
 FEW = 30  # a category with fewer samples than this says little
 
 
@@ -77,7 +79,8 @@ def _values(samples: Samples) -> list[str]:
     said = []
     for name, column in samples.columns.items():
         owners = np.flatnonzero(column.present)
-        owners = owners[np.linspace(0, len(owners) - 1, min(len(owners), MOST_ROWS)).astype(np.int64)]
+        most = min(len(owners), MOST_ROWS, max(1, MOST_NUMBERS // max(1, math.prod(column.shape))))
+        owners = owners[np.linspace(0, len(owners) - 1, most).astype(np.int64)]
         if len(owners) == 0:
             continue
         values = column.take(owners)

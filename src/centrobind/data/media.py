@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -22,6 +22,7 @@ from centrobind.errors import DataError
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # never EPS: pillow hands it to ghostscript, which runs it
 ORIENTATION = 0x0112  # its number in EXIF
+MOST_AXES = 32  # of an array: what every numpy can hold
 STRIP = 2**20  # pixels that are converted at a time
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what pillow calls it
 
@@ -171,12 +172,7 @@ def decode_npy(source: bytes | str | Path, *, limits: Limits = LIMITS) -> np.nda
     """The array in a .npy file, of numbers and never unpickled, any shape; DataError if it is broken or empty."""
     content = contents(source, limits)
     file = io.BytesIO(content)
-    try:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-    except NOT_AN_ARRAY as error:
-        raise DataError(f"not a .npy file ({_short(error)})") from None
+    shape, fortran, dtype = npy_header(file)
     if dtype.kind not in "biuf":
         pickled = "; objects would be unpickled, which is refused (allow_pickle)" if dtype.hasobject else ""
         raise DataError(f"expected numbers, got {dtype}{pickled}")
@@ -186,6 +182,22 @@ def decode_npy(source: bytes | str | Path, *, limits: Limits = LIMITS) -> np.nda
     if len(content) - file.tell() != count * dtype.itemsize:
         raise DataError(f"{len(content) - file.tell():,} bytes of {count * dtype.itemsize:,}; is it truncated?")
     return np.frombuffer(content, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and type that the header of a .npy promises; DataError for what no array has.
+
+    numpy itself takes negative sizes, whose product is a number of bytes again if there are two of them.
+    """
+    try:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+    except NOT_AN_ARRAY as error:
+        raise DataError(f"not a .npy file ({_short(error)})") from None
+    if len(shape) > MOST_AXES or any(type(size) is not int or size < 0 for size in shape):
+        raise DataError(f"not a .npy file (a shape of {str(shape)[:60]})")
+    return shape, fortran, dtype
 
 
 def _csv(content: bytes, limits: Limits) -> np.ndarray:

@@ -55,6 +55,11 @@ class Strings:
         blob = np.frombuffer(b"".join(encoded), np.uint8)
         return cls(blob, stops - [len(text) for text in encoded], stops)
 
+    @classmethod
+    def numbered(cls, start: int, count: int) -> Strings:
+        """The texts of whole numbers from `start` on."""
+        return cls.of(map(str, range(start, start + count)))
+
     def __len__(self) -> int:
         return len(self.starts)
 
