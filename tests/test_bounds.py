@@ -1,6 +1,7 @@
 """The numbers of the theory, each against a loop over floats, and the inequality as a property."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,12 +190,63 @@ def test_intervals_hold_the_estimate_narrow_with_samples_and_cover():
         return bound.high - bound.low
 
     assert width(600) < 0.7 * width(150)
-    truth = np.mean([bounds.bounds(paired(2, 100, seed=s)[0], resamples=0).inter["a", "b"].nats for s in range(40)])
-    held = 0
-    for seed in range(40):
-        bound = bounds.bounds(paired(2, 100, seed=seed)[0], resamples=100, seed=seed).inter["a", "b"]
-        held += bound.low <= truth <= bound.high
-    assert 34 <= held <= 40
+
+
+def test_contributions_are_jackknife_pseudo_values():
+    z, _ = paired(2, 14, noise=1.0)
+    whole = np.mean(loop_information(*z.z, 0.3))
+    pseudo = []
+    for k in range(14):
+        rest = [i for i in range(14) if i != k]
+        pseudo.append(14 * whole - 13 * np.mean(loop_information(*z.z[:, rest], 0.3)))
+    got = bounds.contributions(*z.z, 0.3)
+    assert got.tolist() == pytest.approx(whole + np.array(pseudo) - np.mean(pseudo))
+
+
+def test_intervals_are_those_of_drawing_again():
+    """Each resample: contributions of the drawn samples, each half at the temperature that is best on the other one."""
+    z, _ = paired(2, 30, noise=2.0, gaps=True)
+    both, temperatures = z.present.all(0).numpy(), (0.1, 0.3, 1.0)
+    half = np.random.default_rng(5).permutation(30) % 2 == 1
+    table = np.full((3, 30), np.nan)
+    for part in (both & half, both & ~half):
+        for row, tau in zip(table, temperatures):
+            row[part] = bounds.contributions(*z.z[:, part], tau)
+    values = []
+    for weights in np.random.default_rng(5).multinomial(30, np.full(30, 1 / 30), size=60):
+        drawn = [i for i in range(30) for _ in range(weights[i]) if both[i]]
+        means = [[np.mean([row[i] for i in drawn if half[i] == side]) for row in table] for side in (True, False)]
+        best = [int(np.argmax(row)) for row in means]
+        values.append(np.mean([table[best[1] if half[i] else best[0], i] for i in drawn]))
+    bound = bounds.bounds(z, temperatures=temperatures, resamples=60, seed=5).inter["a", "b"]
+    assert (bound.low, bound.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize(
+    ("noise", "temperatures", "samples", "draws"), [(0.3, (0.05,), 100, 400), (2.0, (0.3, 0.5, 1.0, 4.0), 200, 150)]
+)
+def test_intervals_are_as_wide_as_estimates_vary(noise, temperatures, samples, draws):
+    """Over many draws of one population. With samples as queries only, and the temperature chosen once for all
+    resamples, standard errors were .83 and .86 of what they should be, and intervals held the truth in 87 and 88 %."""
+    found, ends = [], []
+    for seed in range(draws):
+        z, _ = paired(2, samples, 8, seed=seed, noise=noise, dtype=torch.float32)
+        bound = bounds.bounds(z, temperatures=temperatures, resamples=400, seed=seed).inter["a", "b"]
+        found.append(bound.nats)
+        ends.append((bound.low, bound.high))
+    low, high = np.transpose(ends)
+    assert 0.93 < np.mean(high - low) / (2 * 1.96) / np.std(found) < 1.1
+    assert np.mean((low <= np.mean(found)) & (np.mean(found) <= high)) >= 0.9
+
+
+def test_intervals_of_bounds_draw_whole_groups():
+    z, _ = paired(2, 40, noise=1.0)
+    alone = bounds.bounds(z, resamples=300).inter["a", "b"]
+    pairs = replace(z, groups=np.arange(40) // 10)
+    assert bounds.bounds(pairs, resamples=300).inter["a", "b"].high != alone.high
+    whole = replace(z, groups=np.zeros(40, np.int64))
+    only = bounds.bounds(whole, resamples=300).inter["a", "b"]
+    assert only.low == pytest.approx(alone.nats) == pytest.approx(only.high), "one group: nothing to draw"
 
 
 def test_samples_are_capped_and_order_of_modalities_does_not_matter():

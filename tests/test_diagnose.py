@@ -361,7 +361,7 @@ def test_the_command_prints_three_numbers_and_writes_json(world, capsys):  # noq
     assert f"{found['bounds']['mean']['inter']['nats']:.2f}" in said.output
     lone = run("diagnose", folder / "run" / "binder.safetensors", folder / "store", "--split", "train")
     assert lone.exit_code == 0 and "Not held out" in lone.output and "not what it was trained with" in lone.output
-    assert "expected one of" in fails(capsys, "diagnose", folder / "run", folder / "store", "--split", "dev")
+    assert "the splits are" in fails(capsys, "diagnose", folder / "run", folder / "store", "--split", "dev")
 
 
 def test_a_run_gives_its_objective_back_with_what_it_learned(tmp_path):

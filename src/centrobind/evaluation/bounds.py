@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from centrobind.errors import DataError
+from centrobind.evaluation.evaluate import units
 from centrobind.evaluation.scores import joined
 from centrobind.objectives import anchors
 from centrobind.objectives.anchors import Anchor
@@ -75,6 +76,26 @@ def information(one: Tensor, other: Tensor, temperature: float | Tensor) -> Tens
     return math.log(len(one)) + logits.diagonal() - lse
 
 
+def contributions(one: Tensor, other: Tensor, temperature: float | Tensor) -> Tensor:
+    """(N,) what each sample contributes to the mean information, as query *and* as candidate; with the same mean.
+
+    Pseudo-values of the jackknife (Tukey 1958): N times the bound less N - 1 times the bound without the sample,
+    brought to the mean of the bound. `information` lets samples vary as queries only, as if candidates had not been
+    drawn too: standard errors of its values are up to 17 % too small, those of these within 3 % of the truth.
+    """
+    logits = one @ other.T / temperature
+    (rows, taken), (columns, also_taken) = _sums(logits), _sums(logits.T)
+    whole = math.log(len(one)) + logits.diagonal() - (rows + columns) / 2
+    return whole - (taken + also_taken - (taken + also_taken).mean()) / 2
+
+
+def _sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) the logsumexp of each row, and how much those of all other rows would fall without each column."""
+    lse = logits.logsumexp(1)
+    share = (logits - lse[:, None]).exp_().clamp_(max=1 - 1e-6)
+    return lse, -share.neg_().log1p_().fill_diagonal_(0).sum(0)
+
+
 def bounds(
     z: Embeddings,
     views: Embeddings | None = None,
@@ -104,16 +125,47 @@ def bounds(
             f"no two of {list(z.modalities)} have four samples in common (two to choose a temperature on, two to "
             f"measure), of {len(z)}; expected some hundreds"
         )
-    return _summarised(rows, resamples, seed)
+    return _summarised(rows, units(z), resamples, seed)
 
 
 @dataclass(frozen=True)
 class _Row:
     kind: str
     key: Any
-    values: Tensor  # (N,) nats of each sample, NaN where it lacks one of the two
-    ceiling: float
-    temperature: float
+    tables: Tensor  # (T, N) nats that each sample contributes at each temperature, NaN where it lacks one of the two
+    half: Tensor  # (N,) bool
+    temperatures: Sequence[float]
+
+    @property
+    def there(self) -> np.ndarray:
+        """(N,) the samples that are measured."""
+        measured: np.ndarray = np.isfinite(self.tables[0].numpy())
+        return measured
+
+    def means(self, weights: np.ndarray) -> tuple[np.ndarray, float]:
+        """(B,) nats under (B, N) weights, and the temperature of the first row: the geometric mean of both halves'.
+
+        Each half is measured at the temperature that is best on the other one. The best of several bounds on the same
+        samples would be too high: a maximum of noisy means is biased upwards. A single split would be as honest, but
+        waste half of the samples. Each row of weights chooses anew, because the choice is drawn as well.
+        """
+        here, half = self.there, self.half.numpy()
+        values = np.where(here, self.tables.numpy(), 0).T
+        shares = [weights @ (here & part) for part in (half, ~half)]
+        sums = [(weights * part) @ values for part in (half, ~half)]
+        table = [total / np.maximum(share, 1)[:, None] for total, share in zip(sums, shares)]
+        picked = [means.argmax(1) for means in table]
+        rows = np.arange(len(weights))
+        total = sums[0][rows, picked[1]] + sums[1][rows, picked[0]]
+        share = shares[0] + shares[1]
+        nats = np.divide(total, share, out=np.full(len(weights), np.nan), where=share > 0)
+        return nats, math.sqrt(self.temperatures[picked[0][0]] * self.temperatures[picked[1][0]])
+
+    @property
+    def ceiling(self) -> float:
+        """The mean over samples of the log of the number of candidates."""
+        counts = [int((self.there & part).sum()) for part in (self.half.numpy(), ~self.half.numpy())]
+        return sum(count * math.log(count) for count in counts) / sum(counts)
 
 
 def _terms(
@@ -134,35 +186,27 @@ def _terms(
 def _cross_fitted(
     kind: str, key: Any, one: Tensor, other: Tensor, both: Tensor, half: Tensor, temperatures: Sequence[float]
 ) -> _Row | None:
-    """Each half is measured at the temperature that is best on the other one; None if a half has under two samples.
-
-    The best of several bounds on the same samples would be too high: a maximum of noisy means is biased upwards. A
-    single split would be as honest, but waste half of the samples.
-    """
+    """Measured in halves, so that each can choose a temperature for the other; None if one has under two samples."""
     parts = [both & half, both & ~half]
     if min(int(part.sum()) for part in parts) < 2:
         return None
-    found = [torch.stack([information(one[part], other[part], t) for t in temperatures]) for part in parts]
-    picked = [int(table.mean(1).argmax()) for table in found]
-    values = torch.full((len(both),), torch.nan, dtype=torch.float64)
-    for part, table, choice in zip(parts, found, reversed(picked)):
-        values[part] = table[choice].double()
-    counts = [int(part.sum()) for part in parts]
-    ceiling = sum(count * math.log(count) for count in counts) / sum(counts)
-    temperature = math.sqrt(temperatures[picked[0]] * temperatures[picked[1]])
-    return _Row(kind, key, values, ceiling, temperature)
+    tables = torch.full((len(temperatures), len(both)), torch.nan, dtype=torch.float64)
+    for part in parts:
+        for row, temperature in zip(tables, temperatures):
+            row[part] = contributions(one[part], other[part], temperature).double()
+    return _Row(kind, key, tables, half, temperatures)
 
 
-def _summarised(rows: Sequence[_Row], resamples: int, seed: int) -> Bounds:
-    """Means and intervals. The same samples are drawn for all rows, with replacement, as queries only: a sample drawn
-    twice would otherwise be its own negative."""
-    values = torch.stack([row.values for row in rows]).numpy()
-    there = np.isfinite(values)
-    count = values.shape[1]
+def _summarised(rows: Sequence[_Row], unit: np.ndarray, resamples: int, seed: int) -> Bounds:
+    """Means and intervals. The same samples (whole units of them, where there are groups) are drawn for all rows, with
+    replacement, and their contributions averaged: bounds of the drawn samples themselves would be too low, because a
+    sample drawn twice is its own negative."""
+    there = np.stack([row.there for row in rows])
+    count = int(unit.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    weights = np.concatenate([np.ones((1, count)), drawn])
-    share = weights @ there.T
-    means = np.divide(weights @ np.where(there, values, 0).T, share, out=np.full(share.shape, np.nan), where=share > 0)
+    weights = np.concatenate([np.ones((1, count)), drawn])[:, unit]
+    nats, temperatures = zip(*(row.means(weights) for row in rows))
+    means = np.stack(nats, 1)
 
     def bound(picked: Sequence[int]) -> Bound:
         first, *rest = means[:, picked].mean(1)
@@ -172,7 +216,7 @@ def _summarised(rows: Sequence[_Row], resamples: int, seed: int) -> Bounds:
             low=float(low),
             high=float(high),
             ceiling=float(np.mean([rows[n].ceiling for n in picked])),
-            temperature=math.exp(np.mean([math.log(rows[n].temperature) for n in picked])),
+            temperature=math.exp(np.mean([math.log(temperatures[n]) for n in picked])),
             samples=int(there[picked].any(0).sum()),
         )
 
