@@ -9,7 +9,6 @@ import torch
 from centrobind.closed_form.bind import fit_closed_form
 from centrobind.closed_form.choose import fold_numbers, mean_reciprocal_rank
 from centrobind.closed_form.components import Kernel
-from centrobind.closed_form.features import Features
 from centrobind.closed_form.gcca import joined, principal, principal_part, solve
 from centrobind.closed_form.grams import BITS, LONGEST, count_grams, count_words, normalised
 from centrobind.closed_form.kinds import learned_features, rebuilt_features
@@ -222,7 +221,8 @@ def test_composed_and_decomposed_letters_count_alike():
 @pytest.mark.parametrize("name", ["picture", "series", "text", "vector"])
 def test_features_survive_saving_and_chunks(mixed, name):
     column = mixed.columns[name]
-    features = learned_features(column, most=16)
+    features, forms = learned_features(column.kind, column.values[:], most=16)
+    torch.testing.assert_close(features(column.values[:]), forms[-1])
     values = column.values[np.arange(20)]
     expected = features(values)
     assert expected.shape == (20, features.width) and torch.isfinite(expected).all()
@@ -234,14 +234,14 @@ def test_features_survive_saving_and_chunks(mixed, name):
 
 def test_features_have_mean_zero_and_fall_in_variance(mixed):
     for name, column in mixed.columns.items():
-        x = learned_features(column, most=16)(column.values[:])
+        x = learned_features(column.kind, column.values[:], most=16)[0](column.values[:])
         torch.testing.assert_close(x.mean(0), torch.zeros(x.shape[1]), atol=1e-5, rtol=0)
         variances = x.var(0)
         assert (variances[:-1] >= variances[1:] - 1e-6).all(), name
 
 
 def test_values_of_another_shape_are_refused(mixed):
-    features: Features = learned_features(mixed.columns["vector"], most=4)
+    features, _ = learned_features("vector", mixed.columns["vector"].values[:], most=4)
     with pytest.raises(DataError, match="expected samples of shape"):
         features(np.zeros((3, 6), np.float32))
 
@@ -282,7 +282,7 @@ def test_more_samples_than_memory_give_the_same_form(monkeypatch):
     monkeypatch.setattr("centrobind.closed_form.bind.CHOSEN_ON", 119)
     monkeypatch.setattr("centrobind.closed_form.stream.CHUNK", 7)
     monkeypatch.setattr("centrobind.closed_form.bind.choose", lambda *_, **__: whole.choice)
-    streamed = fit_closed_form(easy(), dim=8)
+    streamed = fit_closed_form(easy(), dim=8, features=whole.features)
     same_up_to_sign(
         [streamed.features[name](easy().columns[name].values[:]) @ streamed.matrix[name] for name in "abc"],
         [whole.features[name](easy().columns[name].values[:]) @ whole.matrix[name] for name in "abc"],

@@ -13,7 +13,7 @@ from centrobind.closed_form.choose import KERNEL, LINEAR, REST, Choice, Folds, c
 from centrobind.closed_form.features import Features
 from centrobind.closed_form.gcca import principal, solve
 from centrobind.closed_form.kinds import learned_features
-from centrobind.closed_form.stream import CHUNK, chunk_features, stream
+from centrobind.closed_form.stream import CHUNK, stream
 from centrobind.data import Samples, sameness
 from centrobind.errors import DataError
 from centrobind.types import Embeddings, unit
@@ -81,13 +81,14 @@ def fit_closed_form(
     if anchor != DYNAMIC and anchor not in names:
         raise DataError(f"anchor {anchor!r}: expected {DYNAMIC!r} or one of {list(names)}")
     check_pairs(samples)
-    if features is None:
-        features = learn_all(samples, seed)
-    modules = {name: features[name].to(device).requires_grad_(False) for name in names}
     if groups is None and samples.group is not None:
         groups = samples.group.codes
     picked = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CHOSEN_ON)).astype(np.int64))
-    folds = look(modules, samples.take(picked))
+    if features is None:
+        modules, folds = learn_all(samples.take(picked), seed, device)
+    else:
+        modules = {name: features[name].to(device) for name in names}
+        folds = look(modules, samples.take(picked))
     count = MANY_FOLDS if len(picked) <= FEW else FEW_FOLDS
     folds.fold_of = torch.from_numpy(
         fold_numbers(len(picked), count, groups=None if groups is None else groups[picked], seed=seed)
@@ -112,28 +113,36 @@ def fit_closed_form(
     return ClosedForm(modules, matrix, bias, solution.spectrum, choice, anchor)
 
 
-def learn_all(samples: Samples, seed: int = 0) -> dict[str, Features]:
-    """Features of every modality, numbers and pictures with a kernel: no more than an eigenproblem can take."""
+def learn_all(samples: Samples, seed: int = 0, device: torch.device | None = None) -> tuple[dict[str, Features], Folds]:
+    """Features of every modality, and those of these samples: no more than an eigenproblem can take."""
     few = len(samples) <= FEW_SAMPLES  # then it is solved in samples, and features cost little
     most = MOST_FEATURES if few else max(min(MOST_FEATURES, MOST_TOGETHER // len(samples.columns)), 32)
-    return {name: learned_features(column, most=most, seed=seed) for name, column in samples.columns.items()}
+    modules, kept = {}, []
+    for name, column in samples.columns.items():
+        values = column.take(np.arange(len(samples)))
+        modules[name], forms = learned_features(column.kind, values, most=most, seed=seed)
+        modules[name].to(device)
+        kept.append({form: spread(x.to(device), column.present) for form, x in zip((LINEAR, KERNEL), forms)})
+    return modules, Folds(kept, torch.from_numpy(samples.present).to(device))
 
 
 def look(features: Mapping[str, Features], samples: Samples) -> Folds:
-    """Linear and kernel features of samples that fit into memory, one fold."""
-    device = next(iter(features.values())).components.mean.device
-    kept: list[dict[str, list[Tensor]]] = [{} for _ in features]
-    for start in range(0, len(samples), CHUNK):
-        chunk = samples.take(slice(start, start + CHUNK))
-        for forms, (name, module), here in zip(kept, features.items(), torch.from_numpy(chunk.present).to(device)):
-            x = chunk_features(module.linear, chunk.columns[name], here, module.components.width)
-            forms.setdefault(LINEAR, []).append(x)
-            if module.kernel is not None:
-                bent = x.new_zeros(len(x), module.kernel.width)
-                bent[here] = module.kernel(x[here])
-                forms.setdefault(KERNEL, []).append(bent)
-    joined = [{form: torch.cat(parts) for form, parts in forms.items()} for forms in kept]
-    return Folds(joined, torch.from_numpy(samples.present).to(device), torch.zeros(len(samples), dtype=torch.long))
+    """Linear and kernel features of samples that fit into memory."""
+    kept = []
+    for name, module in features.items():
+        column = samples.columns[name]
+        x = module.linear(column.take(np.arange(len(samples))))
+        kept.append({LINEAR: spread(x, column.present)})
+        if module.kernel is not None:
+            kept[-1][KERNEL] = spread(module.kernel(x), column.present)
+    return Folds(kept, torch.from_numpy(samples.present).to(kept[0][LINEAR].device))
+
+
+def spread(x: Tensor, present: np.ndarray) -> Tensor:
+    """(n present, width) rows -> (n, width), zeros where missing."""
+    rows = x.new_zeros(len(present), x.shape[1])
+    rows[torch.from_numpy(present).to(x.device)] = x
+    return rows
 
 
 def check_pairs(samples: Samples) -> None:

@@ -91,7 +91,7 @@ class Folds:
 
     features: list[dict[str, Tensor]]  # per modality: LINEAR, and KERNEL where there is one -> (n, width)
     present: Tensor  # (M, n) bool
-    fold_of: Tensor  # (n,)
+    fold_of: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # (n,)
     _parts: dict[tuple[int, int, str], Part] = field(default_factory=dict)
 
     @property

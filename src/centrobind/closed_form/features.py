@@ -1,7 +1,7 @@
 """A modality's values as stored -> (n, width) numbers for a linear map: what all kinds share, and plain vectors.
 
-All kinds end in at most `most` principal components, in the scale of the standardised features, learned on up to
-MOST_ROWS samples; then perhaps a kernel. A module is saved as its state_dict and its `describe()`.
+All kinds end in principal components, in the scale of the standardised features, and then perhaps in a kernel. A module
+is saved as its state_dict and its `describe()`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from centrobind.closed_form.components import Components, Kernel
-from centrobind.data import Column
 from centrobind.errors import DataError
 
-MOST_ROWS = 10_000  # rows that components are learned on: enough to know a mean to 1 %
-MOST_NUMBERS = 2**27  # numbers held while learning, half a gigabyte: fewer rows of wider values
+MOST_NUMBERS = 2**26  # raw features held while learning, a quarter of a gigabyte: of wider ones fewer rows
 SLICE = 256  # values that are expanded at a time
 
 
@@ -38,13 +36,16 @@ class Features(nn.Module):
         """Number of features."""
         return (self.components if self.kernel is None else self.kernel).width
 
-    def learn(self, column: Column, most: int, seed: int = 0) -> None:
-        """From up to MOST_ROWS present values, evenly spread; at most `most` features."""
-        values = some_values(column, int(np.prod(self.raw_shape)))
-        self.prepare(self.numbers(values), torch.Generator().manual_seed(seed))
-        blocks = self.sliced(values)
-        widths = [block.shape[1] for block in blocks]
-        self.components = Components.learned(torch.cat(blocks, 1), widths, most, seed=seed)
+    def learn(self, values: Any, most: int, seed: int = 0) -> Tensor:
+        """From values as stored; at most `most` features. Returns those of the values, without a kernel."""
+        x = self.numbers(values)
+        self.prepare(x, torch.Generator().manual_seed(seed))
+        widths = [block.shape[1] for block in self.blocks(x[:1])]
+        rows = max(MOST_NUMBERS // sum(widths), 2)
+        picked = x if len(x) <= rows else x[torch.linspace(0, len(x) - 1, rows).long()]
+        raw = torch.cat(self.sliced(picked), 1)
+        self.components = Components.learned(raw, widths, most, seed=seed)
+        return self.components(raw) if picked is x else self.linear(x)
 
     def forward(self, values: Any) -> Tensor:
         """Values as stored, (n, ...) -> (n, width) on the module's device."""
@@ -94,11 +95,3 @@ class VectorFeatures(Features):
 
     def blocks(self, x: Tensor) -> list[Tensor]:
         return [x.flatten(1)]
-
-
-def some_values(column: Column, numbers: int) -> Any:
-    """Up to MOST_ROWS present values, evenly spread over the samples, fewer where each has very many numbers."""
-    rows = column.rows[column.present]
-    most = max(min(MOST_ROWS, MOST_NUMBERS // max(numbers, 1)), 2)
-    picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
-    return column.values[picked]

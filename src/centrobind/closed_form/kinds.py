@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from centrobind.closed_form.components import Kernel
-from centrobind.closed_form.features import Features, VectorFeatures, some_values
+from centrobind.closed_form.features import Features, VectorFeatures
 from centrobind.closed_form.pictures import ImageFeatures
 from centrobind.closed_form.sequences import SequenceFeatures
 from centrobind.closed_form.texts import TextFeatures
-from centrobind.data import Column
 
 KINDS: dict[str, type[Features]] = {
     "vector": VectorFeatures,
@@ -28,13 +27,14 @@ KINDS: dict[str, type[Features]] = {
 }
 
 
-def learned_features(column: Column, *, most: int = 512, seed: int = 0) -> Features:
-    """The features of one modality, learned from its present values."""
-    features = KINDS[column.kind](column.kind, column.shape)
-    features.learn(column, most, seed)
-    if column.kind != "text":  # n-grams are many and rare as they are: bending them lost on every set
-        features.kernel = Kernel.learned(features.linear(some_values(column, int(np.prod(column.shape)))), most)
-    return features
+def learned_features(kind: str, values: Any, *, most: int = 512, seed: int = 0) -> tuple[Features, list[Tensor]]:
+    """The features of one modality from (n, ...) values of its kind; and theirs: linear, and with a kernel if any."""
+    features = KINDS[kind](kind, () if kind == "text" else tuple(values.shape[1:]))
+    linear = features.learn(values, most, seed)
+    if kind == "text":  # n-grams are many and rare as they are: bending them lost on every set
+        return features, [linear]
+    features.kernel = Kernel.learned(linear, most)
+    return features, [linear, features.kernel(linear)]
 
 
 def rebuilt_features(description: Mapping[str, Any]) -> Features:

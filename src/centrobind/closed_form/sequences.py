@@ -44,7 +44,7 @@ class SequenceFeatures(Features):
         looked_at = torch.zeros(KERNELS, self.channels)
         looked_at.scatter_(1, torch.randint(self.channels, (KERNELS, CHANNELS), generator=draw), 1.0)
         self.kernels.copy_((weights - weights.mean(2, keepdim=True)) * looked_at[:, :, None])
-        responses = self._responses(x[:: max(len(x) // 256, 1)])
+        responses = self._responses(x[:: max(len(x) // 64, 1)])
         shares = torch.rand(KERNELS, generator=draw)
         for kernel, (values, share) in enumerate(zip(responses.transpose(0, 1), shares)):
             ordered = values.flatten().sort().values

@@ -11,9 +11,8 @@ from scipy import sparse
 from torch import Tensor
 
 from centrobind.closed_form.components import Components, directions
-from centrobind.closed_form.features import Features, some_values
+from centrobind.closed_form.features import Features
 from centrobind.closed_form.grams import count_grams, count_words
-from centrobind.data import Column
 
 MOST_BUCKETS = 50_000
 
@@ -21,8 +20,8 @@ MOST_BUCKETS = 50_000
 class TextFeatures(Features):
     """Character n-grams and words, hashed, each weighted by how rare it is; unknown ones are left out."""
 
-    def learn(self, column: Column, most: int, seed: int = 0) -> None:
-        texts = list(some_values(column, 1))
+    def learn(self, values: Sequence[str], most: int, seed: int = 0) -> Tensor:
+        texts = list(values)
         counts = [count(texts) for count in (count_grams, count_words)]
         least = 2 if len(texts) > 20 else 1  # what only one text has says nothing about the others
         for number, table in enumerate(counts):
@@ -38,6 +37,7 @@ class TextFeatures(Features):
         self.components = Components(table.shape[1], basis.shape[1])
         self.components.basis.copy_(torch.from_numpy(basis))
         self.components.mean.copy_(torch.from_numpy(mean))
+        return self.linear(texts)
 
     def linear(self, values: Sequence[str]) -> Tensor:
         table = self._weighted([count(list(values)) for count in (count_grams, count_words)])
