@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+import centrobind as cb
+from centrobind.binder.binder import rebuild_binder
+from centrobind.binder.checkpoint import TOWERS, read_tensors, write_tensors
 from centrobind.binder.inputs import INPUTS, Numbers, Pixels, Words, split_words
-from centrobind.data import Samples
-from centrobind.errors import DataError
+from centrobind.data import Samples, open_store, read_chunks, write_store
+from centrobind.errors import CheckpointError, DataError, StoreError
 
 
 def learned(kind, values, present=None, **options):
@@ -82,3 +85,124 @@ def test_what_was_learned_is_saved_with_the_weights():
     words = Words()
     words.set_words(["a", "b"])
     assert words(["b a"]).tolist() == [[3, 2]]
+
+
+OFFSETS = {
+    "tesla": (0, 1e-13),
+    "volts": (0, 1e-6),
+    "metres": (4.5e6, 2.0),
+    "seconds": (1.7e9, 1.0),
+    "days": (2.46e6, 1e-3),
+}
+
+
+@pytest.mark.parametrize("unit", OFFSETS)
+@pytest.mark.parametrize("kind", ["vector", "sequence", "image"])
+def test_the_unit_of_a_measurement_changes_nothing(kind, unit):
+    """(x - mean) / std in the unit of x is what it is for x itself, of one sample as of all, to float32's digits."""
+    offset, size = OFFSETS[unit]
+    plain = np.random.default_rng(0).normal(size={"vector": (200, 5), "sequence": (50, 12, 5)}.get(kind, (20, 9, 8, 3)))
+    expected = learned(kind, plain)(plain)
+    inputs = learned(kind, offset + size * plain)
+    given = Samples.of({"a": offset + size * plain}, exact=True).columns["a"].values
+    torch.testing.assert_close(inputs(given), expected, atol=2e-3 if offset else 1e-5, rtol=0)
+    assert torch.equal(inputs(given[3:4]), inputs(given)[3:4])
+
+
+def test_a_constant_among_tiny_measurements_stays_at_zero():
+    x = np.random.default_rng(0).normal(size=(50, 3)) * 1e-13
+    x[:, 1] = 0.1 + 0.2
+    x[::2, 1] = 0.3  # the same but for rounding
+    out = learned("vector", x)(x)
+    assert out[:, 1].abs().max() < 1e-6 and out[:, [0, 2]].std(0, correction=0).allclose(torch.ones(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("values", [np.float16(1000) + np.zeros((50, 1), np.float16), np.full((50, 1), 200, np.uint8)])
+def test_a_constant_of_few_bits_stays_at_zero(values):
+    values = values.copy()
+    assert learned("vector", values)(values).abs().max() == 0
+    if values.dtype == np.float16:
+        values[::2] = np.nextafter(np.float16(1000), np.float16(2000))
+        assert learned("vector", values)(values).abs().max() <= 0.5
+    else:  # a rare one is no rounding
+        values[0] = 201
+        assert learned("vector", values)(values)[0].item() == pytest.approx(7, abs=1e-3)
+
+
+def test_a_unit_that_float32_cannot_hold_is_refused():
+    with pytest.raises(DataError, match="larger unit"):
+        learned("vector", np.random.default_rng(0).normal(size=(20, 2)) * 1e-42)
+    with pytest.raises(DataError, match="beyond what float32 can hold"):
+        Samples.of({"a": np.array([[1e300], [0.0]])})
+
+
+def test_what_float32_rounds_away_of_a_mean_is_saved(tmp_path):
+    seconds = 1.7e9 + np.random.default_rng(0).normal(size=(60, 2))
+    binder = cb.fit(
+        {"a": seconds, "b": np.random.default_rng(1).normal(size=(60, 3))}, steps=2, dim=4, show_progress=False
+    )
+    again = cb.load(cb.save(binder, tmp_path / "b"))
+    assert torch.equal(binder.embed({"a": seconds}).z, again.embed({"a": seconds}).z)
+    assert again.fingerprint == binder.fingerprint
+    one_by_one = torch.cat([again.embed({"a": row[None]}).z for row in seconds], 1)
+    torch.testing.assert_close(one_by_one, binder.embed({"a": seconds}).z, atol=1e-6, rtol=0)
+
+
+def test_a_store_keeps_what_float32_would_blur(tmp_path):
+    draw = np.random.default_rng(0).normal(size=(2000, 2))
+    arrays = {"x_seconds": 1.7e9 + draw, "x_plain": draw}
+    np.savez(tmp_path / "d.npz", **arrays)
+    opened = open_store(write_store(tmp_path / "s", read_chunks(tmp_path / "d.npz")), verify=True)
+    assert np.array_equal(opened.columns["seconds"].values, 1.7e9 + draw)
+    assert opened.columns["plain"].values.dtype == np.float32
+    chunks = [Samples.of({"a": draw}), Samples.of({"a": 1.7e9 + draw}, ids=range(2000, 4000))]
+    with pytest.raises(StoreError, match="from sample 2000 on, its numbers differ by less than float32 can hold"):
+        write_store(tmp_path / "t", chunks)
+    assert len(open_store(write_store(tmp_path / "u", chunks[::-1]))) == 4000
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_named_before_a_mean_is_learned_from_it(tmp_path, bad):
+    ids = [f"s{i}" for i in range(60)]
+    present = {"a": np.arange(60) % 3 > 0}
+    samples = Samples.of({"a": np.ones((60, 2)) * np.arange(60)[:, None], "b": np.eye(60)}, ids=ids, present=present)
+    store = write_store(tmp_path / "s", samples)
+    values = np.lib.format.open_memmap(store / "x_a.npy", "r+")
+    values[[7, 9], 1] = bad  # samples 11 and 14: of three, the first has none
+    values.flush()
+    with pytest.raises(DataError, match=r"'a': NaN or inf in 2 of the 40 .*first ids \['s11', 's14'\]"):
+        cb.fit(open_store(store), steps=1, valid=samples, show_progress=False)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 2), (32, 32, 5), (2, 16, 16), (5, 9, 8), (3, 9, 8), (9, 8, 4), (3, 20, 3)])
+def test_the_channels_of_a_picture_are_the_small_axis(shape):
+    expected = shape if shape in ((2, 16, 16), (5, 9, 8), (3, 9, 8)) else (shape[2], *shape[:2])
+    x = np.random.default_rng(0).integers(0, 255, (4, *shape), np.uint8)
+    assert learned("image", x).shape == expected == tuple(learned("image", x)(x).shape[1:])
+
+
+def test_a_binder_of_an_earlier_version_keeps_its_layout(tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 2), np.uint8)
+    binder = cb.fit({"a": x, "b": x.reshape(40, -1)[:, :9] / 7}, steps=1, dim=4, show_progress=False)
+    description = binder.describe()
+    for about in description["towers"].values():
+        assert about.pop("seen")
+    old = rebuild_binder(description)
+    assert old.towers["a"].inputs.shape == (16, 16, 2) and "seen" not in old.describe()["towers"]["a"]
+    state = old.state_dict()
+    path = tmp_path / "old.safetensors"
+    write_tensors(path, {TOWERS + name: value for name, value in state.items()}, {"binder": description})
+    assert cb.load(path).fingerprint == old.fingerprint
+
+
+@pytest.mark.parametrize(
+    "seen", [{"low": float("nan")}, {"low": 9e9}, {"rest": [1.0]}, {"rest": "x"}, {"high": None}, {"low": "x"}, []]
+)
+def test_forged_memories_of_training_are_refused(tmp_path, seen):
+    binder = cb.fit({"a": np.eye(9), "b": np.eye(9)}, steps=1, dim=4, show_progress=False)
+    tensors, state = read_tensors(cb.save(binder, tmp_path / "b"))
+    told = state["binder"]["towers"]["a"]["seen"]
+    state["binder"]["towers"]["a"]["seen"] = {**told, **seen} if isinstance(seen, dict) else seen
+    write_tensors(tmp_path / "c.safetensors", tensors, state)
+    with pytest.raises(CheckpointError, match="do not fit its description"):
+        cb.load(tmp_path / "c")

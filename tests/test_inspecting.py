@@ -45,6 +45,9 @@ def test_values():
     twice[50:] = twice[:50]
     finding(Samples.of({"a": constant}), "1 of 4 features are constant")
     finding(Samples.of({"a": np.concatenate([noise(5000), far])}), "1 samples hold a number more than 30")
+    tesla = Samples.of({"a": 1e-13 * noise(), "b": 4.5e6 + noise(), "c": (1.7e9 + 1e3 * noise()).astype(np.float32)})
+    said = inspect_samples(tesla).findings
+    assert len(said) == 2 and said[0].startswith("c: 4 features move by less than 100 steps of float32"), said
     finding(Samples.of({"a": twice}), "50 of 100 values repeat")
     finding(Samples.of({"a": ["x", "  ", "y"]}), "1 texts are blank")
 

@@ -45,16 +45,31 @@ def test_kinds_are_guessed_and_can_be_said():
     assert Samples.of(arrays, kinds={"series": "image"}).columns["series"].kind == "image"
 
 
-def test_numbers_are_kept_small():
-    columns = Samples.of(
-        {
-            "d": np.zeros((2, 1)),
-            "h": np.zeros((2, 1), np.float16),
-            "i": np.zeros((2, 1), int),
-            "b": np.ones((2, 1), bool),
-        }
-    ).columns
-    assert [column.values.dtype for column in columns.values()] == [np.float32, np.float16, np.float32, np.float32]
+def test_numbers_stay_exact():
+    whole = {"i1": 127, "u1": 255, "i2": -32768, "u2": 65535, "i4": 2**31 - 1, "u4": 2**32 - 1, "i8": 2**53, "?": True}
+    types = {"u1": "u1", "f2": "f2", "f4": "f4", ">f4": "f4", "i1": "f4", "i2": "f4", "u2": "f4", "?": "f4"}
+    for dtype in ("f2", "f4", ">f4", "f8", ">f8", "g", *whole):
+        given = np.array([[whole.get(dtype, 1.5)], [0]], dtype)
+        got = Samples.of({"a": given}, exact=True).columns["a"].values
+        assert got.dtype == types.get(dtype, "f8") and (got == given).all(), dtype
+    assert len(Samples.of({"a": np.array([[2**60]])})) == 1
+    for wrong in (2**53 + 1, 1_700_000_000_123_456_789):
+        with pytest.raises(DataError, match="beyond 2"):
+            Samples.of({"a": np.array([[wrong]])})
+
+
+def test_float64_is_kept_where_float32_would_blur_what_moves():
+    draw = np.random.default_rng(0).normal(size=(100, 3))
+    moving = {"plain": (0, 1), "metres": (4.5e6, 2), "seconds": (1.7e9, 1000), "tesla": (0, 1e-13), "large": (1e6, 1e4)}
+    columns = Samples.of({name: offset + size * draw for name, (offset, size) in moving.items()}).columns
+    kept = {name for name, column in columns.items() if column.values.dtype == np.float64}
+    blurred = {
+        name
+        for name, (offset, size) in moving.items()
+        if np.abs((offset + size * draw).astype(np.float32) - (offset + size * draw)).max() > 1e-3 * size
+    }
+    assert kept == blurred == {"metres", "seconds"}
+    assert Samples.of({"constant": np.full((5, 2), 0.1)}).columns["constant"].values.dtype == np.float32
 
 
 def test_codes_sort_numbers_as_numbers_and_keep_gaps():

@@ -179,7 +179,7 @@ DAMAGE |= {
     "no rows": (lambda s: put(s, "x_vector.npy", np.float32(3)), "float32 of shape .. is no vector"),
     "no features": (lambda s: put(s, "x_vector.npy", np.zeros((50, 0), np.float32)), "is no vector"),
     "other byte order": (lambda s: put(s, "x_vector.npy", np.zeros((50, 5), ">f4")), "is no vector"),
-    "wider numbers": (lambda s: put(s, "x_vector.npy", np.zeros((50, 5))), "float64 of shape"),
+    "wider numbers": (lambda s: put(s, "x_vector.npy", np.zeros((50, 5), int)), "int64 of shape"),
     "flat picture": (lambda s: put(s, "x_picture.npy", np.zeros((44, 72), np.uint8)), "is no image"),
     "fewer bytes": (lambda s: put(s, "x_text.npy", np.zeros(7, np.uint8)), "does not fit"),
     "more ids": (lambda s: put(s, "ids_offsets.npy", np.zeros(1, np.int64)), "does not fit"),

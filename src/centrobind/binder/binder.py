@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
-from centrobind.binder.inputs import INPUTS, Words
+from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite
 from centrobind.binder.pretrained import pretrained_tower
 from centrobind.data import MISSING, Nan, Samples, digests, same_things
 from centrobind.distributed import placed
@@ -125,7 +125,9 @@ class Binder(nn.Module):
         if isinstance(data, Mapping):
             if unknown := [name for name in data if name not in self.towers]:
                 raise DataError(f"the binder has no modality {unknown}, expected some of {list(self.modalities)}")
-            data = Samples.of(data, present=present, kinds={name: self.kinds[name] for name in data}, nan=nan)
+            data = Samples.of(
+                data, present=present, kinds={name: self.kinds[name] for name in data}, nan=nan, exact=True
+            )
         else:
             data = Samples.of(data, present=present, nan=nan)
         names = [name for name in self.modalities if name in data.columns]
@@ -142,6 +144,8 @@ class Binder(nn.Module):
             towers[name] = {"kind": inputs.kind, "shape": list(inputs.raw_shape), **tower.description}
             if isinstance(inputs, Words):
                 towers[name]["words"] = inputs.words()
+            if getattr(inputs, "seen", None):
+                towers[name]["seen"] = inputs.seen
         return {"dim": self.dim, "towers": towers}
 
     @property
@@ -199,6 +203,7 @@ def build_binder(
     towers = {}
     for number, (name, column) in enumerate(samples.columns.items()):
         inputs = INPUTS[column.kind](column.kind, column.shape)
+        refuse_nonfinite(name, column, samples.ids)
         inputs.learn(column)
         with seeded(seed, number):
             towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim)
@@ -209,10 +214,8 @@ def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Mod
     """A binder of the described shape, weights still to be loaded; custom encoders must be handed in again."""
     towers = {}
     for name, about in description["towers"].items():
-        inputs = INPUTS[about["kind"]](about["kind"], tuple(about["shape"]))
-        if "words" in about:
-            inputs.set_words(about["words"])
-        wanted = {key: value for key, value in about.items() if key not in ("kind", "shape", "words")}
+        inputs = described_inputs(about)
+        wanted = {key: value for key, value in about.items() if key not in ("kind", "shape", "words", "seen")}
         if wanted["encoder"] == "custom":
             wanted = (encoders or {}).get(name)
             if wanted is None:

@@ -126,7 +126,7 @@ def _check_size(description: Any, weights: Mapping[str, Tensor]) -> None:
     while pending:
         name, value = pending.pop()
         if isinstance(value, dict):
-            pending += value.items()
+            pending += [(key, each) for key, each in value.items() if key != "seen"]  # numbers of the data, not sizes
         elif isinstance(value, list):
             pending += [(name, one) for one in value]
         elif isinstance(value, int | float) and not 0 <= value <= most.get(name, 2**31):

@@ -148,6 +148,8 @@ def _checked(samples: Samples, extractors: Mapping[str, Any]) -> Mapping[str, An
 def _run(extractor: Extractor, column: Column, rows: np.ndarray, name: str) -> np.ndarray:
     """The features of some values; DataError if they are not one row of finite numbers for each."""
     values: Any = column.values[rows] if isinstance(column.values, Strings) else np.take(column.values, rows, axis=0)
+    if isinstance(values, np.ndarray) and values.dtype == np.float64:
+        values = values.astype(np.float32)  # what models compute in
     if isinstance(extractor, nn.Module) and not isinstance(extractor, Pretrained):
         first = next(extractor.parameters(), torch.zeros(0))
         values = values if isinstance(values, list) else torch.from_numpy(np.ascontiguousarray(values)).to(first.device)

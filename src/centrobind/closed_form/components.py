@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LEAST_STD = 1e-6  # a constant feature carries nothing: leave it at zero rather than blow its noise up
+ROUNDINGS = 16  # of the largest number of a feature: what moves less is the noise of computing it
 EXACT = 1200  # up to here an eigenproblem is solved in full: a third of a second
 
 
@@ -23,7 +23,7 @@ class Components(nn.Module):
         """From (n, raw) rows; `blocks` are widths of columns that belong together, each gets an equal share."""
         mean = x.mean(0)
         std = (x - mean).std(0, correction=0)
-        usable = std > LEAST_STD * (1 + mean.abs())
+        usable = std > ROUNDINGS * torch.finfo(x.dtype).eps * x.abs().amax(0)
         share = torch.cat([part.sum().clamp(min=1).rsqrt().expand(len(part)) for part in usable.split(blocks)])
         scale = torch.where(usable, share / std, 0)
         scaled = (x - mean) * scale

@@ -11,8 +11,9 @@ from centrobind.data.inspecting import Inspection, inspect_samples
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
 from centrobind.data.opening import open_store
 from centrobind.data.repeats import MISSING, digests, kinship, same_things, sameness
-from centrobind.data.samples import Column, Nan, Samples
+from centrobind.data.samples import Column, Nan, Samples, channels_last
 from centrobind.data.sound import decode_sound, decode_wave, log_mel
+from centrobind.data.spread import feature_moments
 from centrobind.data.store import write_store
 from centrobind.data.strings import Strings
 
@@ -31,6 +32,7 @@ __all__ = [
     "Samples",
     "Strings",
     "assign_splits",
+    "channels_last",
     "dataset_chunks",
     "decode_image",
     "decode_npy",
@@ -40,6 +42,7 @@ __all__ = [
     "decode_wave",
     "difference",
     "digests",
+    "feature_moments",
     "glyphs",
     "identity",
     "inspect_samples",

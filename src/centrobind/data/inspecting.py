@@ -12,6 +12,7 @@ import numpy as np
 
 from centrobind.data.categories import Codes
 from centrobind.data.samples import Column, Samples
+from centrobind.data.spread import feature_moments
 from centrobind.data.strings import Strings
 
 MOST_ROWS = 20_000  # values that are looked at per modality, evenly spread
@@ -113,18 +114,25 @@ def _repeats(name: str, values: np.ndarray | list[str], split: Codes | None, own
 
 def _numbers(name: str, values: np.ndarray) -> list[str]:
     said = []
-    values = values.astype(np.float64)
     bad = ~np.isfinite(values).all(1)
     if bad.any():
         said.append(
             f"{name}: {int(bad.sum())} of {len(values)} samples hold NaN or inf; import would have refused them"
         )
         values = values[~bad]
-    spread = values.std(0)
-    if constant := int((spread <= 1e-9 * (1 + np.abs(values.mean(0)))).sum()):
+    if len(values) == 0:
+        return said
+    mean, spread = feature_moments(values)
+    if constant := int((spread == 0).sum()):
         said.append(f"{name}: {constant} of {values.shape[1]} features are constant")
     moving = spread > 0
-    extreme = np.abs(values[:, moving] - values[:, moving].mean(0)) / spread[moving]
+    steps = spread[moving] / (np.finfo(values.dtype).eps * np.abs(values[:, moving]).max(0).astype(np.float64))
+    if coarse := int((steps < 100).sum()):
+        said.append(
+            f"{name}: {coarse} features move by less than 100 steps of {values.dtype}, the rest was rounded away "
+            "before; subtract a constant in float64 first"
+        )
+    extreme = np.abs(values[:, moving] - mean[moving]) / spread[moving]
     if extreme.size and (far := int((extreme.max(1) > 30).sum())):
         said.append(f"{name}: {far} samples hold a number more than 30 standard deviations from the mean")
     return said

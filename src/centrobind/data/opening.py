@@ -18,7 +18,12 @@ from centrobind.data.store import CATEGORIES, FORMAT, VERSION, checksum
 from centrobind.data.strings import Strings
 from centrobind.errors import StoreError
 
-DTYPES = (np.dtype("uint8"), np.dtype("float16"), np.dtype("float32"))  # what samples.compact makes of numbers
+DTYPES = (
+    np.dtype("uint8"),
+    np.dtype("float16"),
+    np.dtype("float32"),
+    np.dtype("float64"),
+)
 
 
 def open_store(path: str | Path, *, verify: bool = False) -> Samples:

@@ -18,6 +18,7 @@ import torch
 
 from centrobind.data.arrays import check_order, is_frame, refuse_paths, rows_of
 from centrobind.data.categories import Codes, unique_ids
+from centrobind.data.spread import needs_float64
 from centrobind.data.strings import Strings, will_need
 from centrobind.errors import DataError
 from centrobind.types import Batch
@@ -29,6 +30,7 @@ NOT_AN_ARRAY = (
     *(OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),
     tokenize.TokenError,
 )
+LARGEST = 1e38  # of a number: a third of what float32 can hold, so that differences fit
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -92,10 +94,12 @@ class Samples:
         split: Sequence[Any] | None = None,
         group: Sequence[Any] | None = None,
         nan: Nan = "error",
+        exact: bool = False,
     ) -> Samples:
         """From one array (N, ...), frame, tensor or list per modality; None or a bool `present[m]` marks gaps.
 
         `nan="missing"` takes a sample whose numbers are all NaN for a gap; one with some NaN is refused either way.
+        float64 becomes float32 unless that would round away what moves; `exact` keeps it.
         Raises DataError on unequal counts, NaN or inf in a present row, unknown names or kinds, duplicate ids, labels
         of another length, names of files, and anything that is not one value per sample.
         """
@@ -119,7 +123,7 @@ class Samples:
         if nan not in ("error", "missing"):
             raise DataError(f'nan= expects "error" or "missing", got {nan!r}')
         columns = {
-            name: column(name, values, (present or {}).get(name), (kinds or {}).get(name), nan)
+            name: column(name, values, (present or {}).get(name), (kinds or {}).get(name), nan, exact)
             for name, values in arrays.items()
         }
         counts = {name: len(each.rows) for name, each in columns.items()}
@@ -194,7 +198,14 @@ class Samples:
         return replace(batch, whole=samples, place=dict(zip(self.columns, zip(before, of))))
 
 
-def column(name: str, values: Any, present: Any = None, kind: str | None = None, nan: Nan = "error") -> Column:
+def column(
+    name: str,
+    values: Any,
+    present: Any = None,
+    kind: str | None = None,
+    nan: Nan = "error",
+    exact: bool = False,
+) -> Column:
     """One modality from an array or a list with gaps; DataError says what is wrong with it."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise DataError(f"modality name {name!r}: expected a letter, then letters, digits, _ or -, at most 64")
@@ -212,6 +223,7 @@ def column(name: str, values: Any, present: Any = None, kind: str | None = None,
     packed = pack(name, given, here, kind)
     if isinstance(packed, np.ndarray):
         check_finite(name, packed, np.flatnonzero(here))
+        packed = compact(packed, exact)
     guessed = kind_of(packed)
     if (guessed == "text") != ((kind or guessed) == "text"):
         raise DataError(f"modality {name!r}: kind {kind!r} does not fit values that look like {guessed}")
@@ -228,7 +240,7 @@ def pack(name: str, given: np.ndarray | list[Any], here: np.ndarray, kind: str |
             )
         if 0 in given.shape[1:]:
             raise DataError(f"modality {name!r}: expected at least one number per sample, got shape {given.shape}")
-        return compact(given if here.all() else given[here])
+        return given if here.all() else given[here]
     picked = [value for value, there in zip(given, here) if there]
     if not picked and kind not in (None, "text"):
         return np.zeros((0, 1), np.float32)  # nobody has it, so it has no shape
@@ -249,12 +261,26 @@ def pack(name: str, given: np.ndarray | list[Any], here: np.ndarray, kind: str |
             f"modality {name!r}: expected numbers of one shape for every sample, got shapes {sorted(shapes)[:5]} "
             f"and types {sorted(types)[:5]}; pad or resample them to one shape first"
         )
-    return pack(name, np.stack(picked), np.ones(len(picked), bool))
+    return pack(name, np.stack(picked), np.ones(len(picked), bool), kind)
 
 
-def compact(values: np.ndarray) -> np.ndarray:
-    """uint8, float16 and float32 as they are, anything else as float32: what the encoders compute in."""
-    return values if values.dtype in (np.uint8, np.float16, np.float32) else values.astype(np.float32)
+def compact(values: np.ndarray, exact: bool = False) -> np.ndarray:
+    """uint8 and floats of up to 32 bits as they are, everything else as float32, or float64 where that would blur it.
+
+    Training subtracts the mean before it computes in float32, which has no room for it where it is large. `exact` keeps
+    float64 in any case: of a few samples nobody can say what blurs them.
+    """
+    if values.dtype in (np.uint8, np.float16, np.float32):
+        return values
+    size = values.dtype.itemsize
+    if size <= 2 or values.dtype == np.dtype(">f4"):
+        return values.astype(np.float16 if values.dtype.kind == "f" and size == 2 else np.float32)
+    wide = values.astype(np.float64, copy=False)
+    if values.dtype.kind in "iu" and (np.abs(wide) >= 2**53).any() and (wide.astype(values.dtype) != values).any():
+        raise DataError(
+            f"{values.dtype} numbers beyond 2^53 would lose their last digits; subtract the first, or make them texts"
+        )
+    return wide if exact or needs_float64(wide) else wide.astype(np.float32)
 
 
 def kind_of(values: np.ndarray | Strings) -> str:
@@ -268,11 +294,19 @@ def kind_of(values: np.ndarray | Strings) -> str:
     return "image" if values.dtype == np.uint8 and values.ndim in (3, 4) else "sequence"
 
 
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether a picture (a, b, c) is (H, W, C), not (C, H, W): 1, 3 or 4 at the end, at the front, or the smaller."""
+    first, last = shape[0], shape[-1]
+    return last in (1, 3, 4) or (first not in (1, 3, 4) and last < first)
+
+
 def check_finite(name: str, values: np.ndarray, samples: np.ndarray) -> None:
-    """DataError naming the modality, how many and which samples, if any value is NaN or inf."""
+    """DataError naming the modality, how many and which samples, if any value is NaN, inf or beyond LARGEST."""
     if values.dtype.kind != "f" or len(values) == 0:
         return
     finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    if finite.all() and values.dtype.itemsize >= 4 and np.abs(values).max(initial=0) > LARGEST:
+        raise DataError(f"modality {name!r}: numbers beyond what float32 can hold, {LARGEST}; use a larger unit")
     if not finite.all():
         bad = samples[~finite]
         raise DataError(

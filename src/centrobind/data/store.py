@@ -28,6 +28,7 @@ from numpy.lib import format as npy
 
 from centrobind.data.categories import Codes
 from centrobind.data.samples import Samples
+from centrobind.data.spread import needs_float64
 from centrobind.data.strings import Strings
 from centrobind.errors import StoreError
 from centrobind.files import not_written
@@ -161,7 +162,19 @@ class StoreWriter:
             self._file(f"offsets_{name}").append(strings.stops + self.text_end[name])
             self.text_end[name] += len(strings.blob)
         else:
-            self._file(f"x_{name}").append(np.asarray(values))
+            self._file(f"x_{name}").append(self._narrowed(name, np.asarray(values)))
+
+    def _narrowed(self, name: str, values: np.ndarray) -> np.ndarray:
+        """A chunk's numbers in the type of the first one's: float32 or float64, as each chunk was found to need."""
+        known = self.files[f"x_{name}"].dtype if f"x_{name}" in self.files else None
+        if known == np.float64 and values.dtype == np.float32:
+            return values.astype(np.float64)
+        if known == np.float32 and values.dtype == np.float64 and needs_float64(values):
+            raise StoreError(
+                f"modality {name!r}: from sample {self.count} on, its numbers differ by less than float32 can hold, as "
+                "which the first were stored; subtract a constant from all of them, or bring them in another order"
+            )
+        return values.astype(np.float32) if known == np.float32 and values.dtype == np.float64 else values
 
     def _append_ids(self, ids: Strings) -> None:
         texts = ids[:]

@@ -149,7 +149,7 @@ def from_json(given: Any, column: Column) -> Any:
 def _of_shape(values: np.ndarray, column: Column) -> np.ndarray:
     if values.dtype.kind not in "biuf" or values.shape != column.shape:
         raise DataError(f"expected numbers of shape {list(column.shape)}, got {values.dtype} of {list(values.shape)}")
-    values = np.asarray(values, np.float32)
+    values = np.asarray(values, np.float64)  # as written: embedding subtracts the mean before it rounds
     if not np.isfinite(values).all():
         raise DataError("expected finite numbers, got NaN or inf")
     return values

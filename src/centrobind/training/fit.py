@@ -198,5 +198,6 @@ def start_from(binder: Binder, path: str | Path) -> None:
                     "weights would mean something else; expected the same data and encoder"
                 )
             binder.towers[name].load_state_dict(trained.towers[name].state_dict())
+            binder.towers[name].inputs.seen = getattr(trained.towers[name].inputs, "seen", {})
         except RuntimeError as error:
             raise ConfigError(f"init {path}: the tower of {name!r} has another shape ({error})") from None
