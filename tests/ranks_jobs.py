@@ -21,7 +21,7 @@ from centrobind.binder.binder import build_binder
 from centrobind.data import ReadAhead, Samples, train_and_valid
 from centrobind.distributed import gather, joined
 from centrobind.errors import CentrobindError, Stopped
-from centrobind.objectives import tiled_tuples
+from centrobind.objectives import infonce, tiled_tuples, tiles
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.seeds import seeded
 from centrobind.training import loop as train_module
@@ -88,6 +88,19 @@ def gradient(team, name, count, layout):
 def gradients(team):
     tiled_tuples.TILE = 3  # several of them, even here, and some across the border between ranks
     return {case: gradient(team, *case) for case in CASES}
+
+
+TILED = [case for case in CASES if case[0] in ("centrobind", "leave_one_out", "all_pairs")]
+
+
+def gradients_in_tiles(team):
+    """The same where the batch is too large for one product: tiles that are kept, and tiles that are made again."""
+    tiles.TILES["cpu"], infonce.WHOLE = (4, 3), 0
+    made = {}
+    for memory in (0, 2**20):
+        infonce.MEMORY["cpu"] = memory
+        made |= {(*case, memory): gradient(team, *case) for case in TILED}
+    return made
 
 
 def own_loop(team):

@@ -150,3 +150,12 @@ def test_the_form_is_chosen_by_the_whole_batch_not_by_a_ranks_part_of_it(samples
         taken.clear()
         infonce(x[:, rows], x, None, None, torch.tensor([0.3]), first=rows.start, ranks=ranks)
         assert taken[0] == ("batched_infonce" if samples == 20 else "tiled_infonce")
+
+
+def test_by_default_nothing_is_kept_where_little_would_fit(monkeypatch):
+    monkeypatch.setitem(module.MEMORY, "cpu", 1000)
+    x = torch.zeros(2, 20, 3)
+    assert module.default_memory(x, x, pairs=2) == module.default_memory(x, x, pairs=2, held=0) == 1000
+    assert module.default_memory(x, x, pairs=2, held=300) == 700, "what the caller holds counts"
+    assert module.default_memory(x, x, pairs=2, held=601) == 0, "less than an eighth of 2 * 20 * 20 * 4 bytes"
+    assert module.default_memory(x[:, :5], x, pairs=2, held=601) == 399, "a rank makes its own rows only"

@@ -8,9 +8,11 @@ import torch
 
 import centrobind as cb
 from centrobind.errors import ConfigError, DataError
+from centrobind.objectives import tiles
 from centrobind.objectives.anchored import AnchorInfoNCE, intra_and_inter, leak
 from centrobind.objectives.base import HIGHEST, LOWEST
 from centrobind.objectives.table import OBJECTIVES
+from centrobind.training.memory import allocations
 from centrobind.types import Embeddings
 from twins import loop_joint, loop_objective, loop_ova_ib, some_present, symmetric, unit_vectors
 
@@ -477,3 +479,16 @@ def test_weights_of_modalities():
         AnchorInfoNCE(anchors.centroid, weights={"x": 1.0})(z, views=views)
     with pytest.raises(DataError, match="nothing to learn"):
         AnchorInfoNCE(anchors.centroid, weights=dict.fromkeys("abc", 0.0))(z, views=views)
+
+
+def test_a_call_with_a_dict_holds_one_copy_of_the_embeddings(monkeypatch):
+    """By the most that is allocated at a time, beyond the gradients that it leaves: z, and parts of its size / M."""
+    monkeypatch.setitem(tiles.TILES, "cpu", (64, 64))
+    given = {name: torch.randn(1500, 64, requires_grad=True) for name in "abcd"}
+    size = 4 * 1500 * 64 * 4
+    objective = cb.CentroBind()
+    objective.memory = 0
+    losses = []
+    _, _, peak = allocations(lambda: losses.append(objective(given)) or losses[0].total.backward())
+    assert peak - size < 1.7 * size
+    assert losses[0].parts["leak"] > 0

@@ -47,6 +47,7 @@ def found(folder):
     on_two = [("trained", folder / "on 2"), ("interrupted", path), ("mistakes", folder / "mistakes")]
     on_two.append(("in_chunks", folder / "in chunks on 2"))
     on_two.append(("interrupted_divided", divided, shard))
+    on_two.append(("gradients_in_tiles",))  # the last: it makes tiles small
     made = {2: sound(ranks_jobs.start(2, jobs + on_two, folder))}
     for name in (path, divided):
         shutil.copytree(name, f"{name}, resumed alone")
@@ -95,6 +96,16 @@ def test_gradients_are_those_of_one_process(case, found):
             assert gradients.keys() == expected.keys()
             assert apart(gradients.values(), expected.values()) < 1e-9
         assert found[size][0]["gradients"][case][2] == pytest.approx(parts)
+
+
+def test_ranks_in_tiles_agree_with_one_process_in_one_product(found):
+    for name, count, layout in ranks_jobs.TILED:
+        loss, expected, _ = ranks_jobs.gradient(ALONE, name, count, layout)
+        for ranks in found[2]:
+            for memory in (0, 2**20):
+                total, gradients, _ = ranks["gradients_in_tiles"][name, count, layout, memory]
+                assert total == pytest.approx(loss, rel=1e-10)
+                assert apart(gradients.values(), expected.values()) < 1e-9
 
 
 def test_a_loop_of_ones_own_needs_gather_and_nothing_else(found):

@@ -22,6 +22,7 @@ from centrobind.objectives.tiled_infonce import tiled_infonce
 
 # Bytes of exponentials that are kept for the backward pass, by default. On a CPU, so that a loss stays below 64 MB.
 MEMORY = {"cpu": 48 * 2**20, "other": 2**30}
+WORTH_KEEPING = 1 / 8  # a smaller share of them saves less than 3 % of the time, and would cost all of MEMORY
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def infonce(
     first: int = 0,
     ranks: Ranks | None = None,
     memory: int | None = None,
+    held: int = 0,
 ) -> InfoNCE:
     """Compare (M, N, D) queries with (M, N, D) keys of the same samples; `present` are (M, N) bool, None where
     nothing is missing.
@@ -72,7 +74,7 @@ def infonce(
     `pairs`: [(2, 0), ...] compares query 2 with key 0, ..., instead of each with its own number; M is then the number
     of pairs, and nothing is copied. `groups`: (N,) integers; samples of one group are no negatives of each other.
     `memory`: bytes that may be held from the forward to the backward pass, besides a few numbers per sample, so that
-    less is computed again; by default 48 MiB on a CPU, 1 GiB on a GPU.
+    less is computed again; by default 48 MiB on a CPU, 1 GiB on a GPU, less the bytes that the caller has `held`.
     `ranks`: with whom the rows are shared. `query` is then (M, n, D), the samples from column `first` on, all else is
     everybody's, and the means are this rank's share, to be summed over ranks (see comparison). Without `ranks`, inside
     Team.dividing, all is everybody's, before and after. DataError where shapes do not fit; RunError from a backward
@@ -80,7 +82,8 @@ def infonce(
     """
     team = dividing()
     if ranks is None and team.size > 1:
-        mine, how = team.part(key.shape[1]), {"pairs": pairs, "groups": groups, "ranks": team, "memory": memory}
+        mine, how = team.part(key.shape[1]), {"pairs": pairs, "groups": groups, "ranks": team}
+        how |= {"memory": memory, "held": held}
         share = infonce(query[:, mine], key, query_present, key_present, temperature, first=mine.start, **how)
         return InfoNCE(team.sum(share.means), share.positives)
     if pairs is None:
@@ -93,7 +96,8 @@ def infonce(
             for x, present in ((query, query_present), (key, key_present))
         )
     _check_shapes(query, key, query_present, key_present, groups, first)
-    memory = MEMORY.get(query.device.type, MEMORY["other"]) if memory is None else memory
+    if memory is None:
+        memory = default_memory(query, key, len(pairs), held)
     comparison = Comparison(
         query_present,
         key_present,
@@ -110,6 +114,12 @@ def infonce(
     if means is None:
         means = tiled_infonce(query, key, temperature, comparison)
     return InfoNCE(means, comparison.positives)
+
+
+def default_memory(query: Tensor, key: Tensor, pairs: int, held: int = 0) -> int:
+    """Bytes of exponentials to keep where nobody has said how many: none, if that would be few of them."""
+    room = max(0, MEMORY.get(query.device.type, MEMORY["other"]) - held)
+    return room if room >= WORTH_KEEPING * 4 * pairs * query.shape[1] * key.shape[1] else 0
 
 
 def _check_shapes(

@@ -157,22 +157,25 @@ def _in_loss(objective: Objective, binder: Binder, settings: TrainConfig) -> Cal
 
     @cache
     def line() -> tuple[float, float, float]:
-        """Bytes in any case, for each sample, and kept for each pair of samples."""
-        kept = peak(TILED)
+        """Bytes in any case and for each sample, if nothing is kept; and kept for each pair of samples."""
+        everything = peak(TILED)
         before, objective.memory = objective.memory, 0
         try:
             few, more = peak(TILED), peak(2 * TILED)
         finally:
             objective.memory = before
-        each = (more - few) / TILED
-        return few - each * TILED, each, (kept - few) / TILED**2
+        return 2 * few - more, (more - few) / TILED, (everything - few) / TILED**2
 
     def bytes_of(samples: int) -> int:
         if samples <= TILED:
             return peak(samples)
         rest, each, square = line()
-        room = infonce.MEMORY["cpu"] if objective.memory is None else objective.memory
-        return round(rest + each * samples + min(square * samples**2, room))
+        room, least = objective.memory, 0.0
+        if room is None:
+            room = infonce.MEMORY["cpu"] - 2 * 4 * len(binder.modalities) * samples * binder.dim
+            least = infonce.WORTH_KEEPING
+        kept = min(square * samples**2, room) if room >= least * square * samples**2 else 0
+        return round(rest + each * samples + kept)
 
     return bytes_of
 
