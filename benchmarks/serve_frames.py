@@ -27,6 +27,7 @@ from centrobind.data import Samples
 from centrobind.index import build_index
 from centrobind.report.atlas import Atlas
 from centrobind.serve.app import listen
+from centrobind.serve.drawing import Drawing
 from centrobind.serve.gallery import Gallery
 
 POINTS, MODALITIES = 100_000, 2
@@ -63,7 +64,8 @@ def crowd(folder: Path) -> Gallery:
     xy = (draw.normal(size=(POINTS, 2)) * 0.3).clip(-1, 1).astype(np.float32)
     row = np.tile(np.arange(count, dtype=np.int32), MODALITIES)
     modality = np.repeat(np.arange(MODALITIES, dtype=np.uint8), count)
-    return Gallery(binder, samples, index, Atlas(xy, row, modality, np.zeros(POINTS, np.uint8)), name="crowd")
+    atlas = Atlas(xy, row, modality, np.zeros(POINTS, np.uint8))
+    return Gallery(binder, samples, index, Drawing.of(atlas), name="crowd")
 
 
 def main() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from centrobind.binder.binder import build_binder
 from centrobind.binder.checkpoint import save
 from centrobind.data import Samples, open_store, read_chunks, write_store
 from centrobind.data.builtin import glyphs
-from centrobind.serve.gallery import Gallery, open_gallery
+from centrobind.serve.gallery import Gallery
+from centrobind.serve.opening import open_gallery
 from centrobind.training.fit import fit
 
 KNIGHT = "U+265E"
@@ -43,6 +45,23 @@ def tone_gallery(folder: Path) -> Gallery:
     )
     save(binder, folder / "binder")
     return open_gallery(folder / "binder.safetensors", folder / "store")
+
+
+def text_gallery(folder: Path, *, wait: bool = True) -> Gallery:
+    """Two modalities of texts and one of numbers, with gaps, in a binder that learned nothing."""
+    count = 30
+    samples = Samples.of(
+        {
+            "body": [f"long story number {i}" for i in range(count)],
+            "title": [f"brief heading {i}" for i in range(count)],
+            "vector": np.random.default_rng(0).normal(size=(count, 3)),
+        },
+        present={"title": np.arange(count) % 3 != 0, "body": np.arange(count) % 5 != 0},
+        split=["test" if i % 4 == 0 else "train" for i in range(count)],
+    )
+    write_store(folder / "store", [samples])
+    save(build_binder(samples, dim=8), folder / "binder")
+    return open_gallery(folder / "binder.safetensors", folder / "store", wait=wait)
 
 
 @dataclass

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from centrobind.serve import opening
 from centrobind.serve.app import listen
 from centrobind.serve.values import as_file
-from scene import KNIGHT, glyph_gallery, tone_gallery
+from scene import KNIGHT, glyph_gallery, text_gallery, tone_gallery
 
 for package in ("starlette", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="needs the extra: pip install 'centrobind[serve]'")
@@ -58,10 +59,21 @@ def tones(tmp_path_factory):
     yield from running(tone_gallery(tmp_path_factory.mktemp("tones")))
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    yield from running(text_gallery(tmp_path_factory.mktemp("library")))
+
+
 @pytest.fixture
-def visit(browser):
+def complaints():
+    """What pages complained of to the console."""
+    return []
+
+
+@pytest.fixture
+def visit(browser, complaints):
     """Opens pages, and afterwards no page may have complained or asked anything of the outside."""
-    said, asked, contexts = [], [], []
+    said, asked, contexts = complaints, [], []
 
     def open_page(address, **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
@@ -211,9 +223,9 @@ def test_keys_alone_are_enough(glyphs, visit):
 
 def test_the_report_and_a_link(glyphs, visit):
     address, gallery = glyphs
-    page = visit(address + "#text=name:snowman&colour=kept&at=0.1000,0.0500,3.00")
+    page = visit(address + "#text=name:chess queen&colour=kept&at=0.1000,0.0500,3.00")
     page.locator("#results .card").first.wait_for()
-    assert page.input_value("#text") == "snowman" and page.input_value("#colour") == "kept"
+    assert page.input_value("#text") == "chess queen" and page.input_value("#colour") == "kept"
     assert f"{100 * gallery.atlas.share_kept:.0f} %" in page.inner_text("#truth")
     page.click("#show-report")
     page.wait_for_selector("#report-body .matrix", timeout=30_000)
@@ -223,19 +235,105 @@ def test_the_report_and_a_link(glyphs, visit):
 
 def test_mistakes_are_shown_and_harm_nothing(glyphs, visit):
     address, _ = glyphs
-    page = visit(address + "#text=name:%3Cimg src=x onerror=alert(1)%3E&id=nothing:3&at=a,b,c")
+    page = visit(address + "#text=name:%3Cimg src=x onerror=alert(1)%3E knight&id=nothing:3&at=a,b,c")
     page.locator("#results .card").first.wait_for()
-    assert page.locator("#parts .words").inner_text() == "<img src=x onerror=alert(1)>"
+    assert page.locator("#parts .words").inner_text() == "<img src=x onerror=alert(1)> knight"
+    assert "Never seen in training" in page.inner_text("#status") and "onerror" in page.inner_text("#status")
     drop(page, "notes.zip", "application/zip", b"PK")
     page.wait_for_function("() => document.querySelector('#status').textContent.includes('nothing here is like that')")
+
+
+def test_words_that_nobody_knows_are_refused_in_words(glyphs, visit, complaints):
+    address, _ = glyphs
+    page = visit(address)
+    page.fill("#text", "<b>xyzzy</b> plugh")
+    page.press("#text", "Enter")
+    page.locator("#status .wrong", has_text="none of its words").wait_for()
+    assert page.locator("#results .card").count() == 0
+    assert [text for text in complaints if "status of 400" not in text] == []
+    complaints.clear()  # Chromium says so by itself
+
+
+def test_the_empty_pane_offers_a_beginning_and_says_what_scores_mean(glyphs, visit):
+    address, gallery = glyphs
+    page = visit(address)
+    shown = page.locator("#results .example")
+    assert shown.all_inner_texts() == [card["caption"] for card in gallery.examples]
+    searched(page, shown.nth(1).click)
+    assert page.input_value("#text") == gallery.examples[1]["caption"]
+    assert results(page, "text")[0] == gallery.examples[1]["caption"] and shown.count() == 0
+    assert "cosine" in page.locator("#results h2 small").first.inner_text()
+    assert "1 = the same direction" in page.inner_text("#results .meaning")
+    page.keyboard.press("Escape")
+    shown.first.wait_for()
+
+
+def test_hits_that_were_trained_on_are_marked(library, visit):
+    address, _ = library
+    page = visit(address)
+    splits = searched(page, page.locator("#results .example").first.click)["hits"]["title"]
+    marked = [card.locator(".seen").count() for card in page.locator("#results ol.text").last.locator(".card").all()]
+    assert marked == [int(hit["split"] == "train") for hit in splits] and 0 < sum(marked) < len(marked)
+
+
+def test_any_text_asks_all_modalities_of_texts(library, visit):
+    address, _ = library
+    page = visit(address)
+    assert page.locator("#modality option").all_inner_texts() == ["any text", "body", "title"]
+    page.fill("#text", "brief story")
+    found = searched(page, lambda: page.press("#text", "Enter"))
+    assert found["unknown"] == [] and page.locator("#parts .kind").inner_text() == "any text"
+    assert page.url.endswith("#text=:brief%20story")
+    for name, words in (("body", "long story"), ("title", "brief heading")):
+        section = page.locator("#results section", has=page.locator("h2", has_text=name))
+        captions = section.locator(".caption").all_inner_texts()
+        assert captions and all(words in caption for caption in captions), name
+    page.select_option("#modality", "title")
+    page.fill("#text", "brief")
+    searched(page, lambda: page.press("#text", "Enter"))
+    assert page.locator("#parts .kind").inner_text() == "title"
+
+
+def test_the_page_works_while_the_map_is_drawn(tmp_path, visit, monkeypatch):
+    go = threading.Event()
+    cached_atlas = opening.cached_atlas
+
+    def draw(folder, space, each):
+        each(90)
+        assert go.wait(60)
+        return cached_atlas(folder, space, each)
+
+    monkeypatch.setattr(opening, "cached_atlas", draw)
+    served = running(text_gallery(tmp_path, wait=False))
+    address, _ = next(served)
+    page = visit(address)
+    page.locator("#truth", has_text="being drawn: 20 %").wait_for()
+    assert searched(page, page.locator("#results .example").first.click)["samples"]
+    go.set()
+    page.locator("#truth", has_text="t-SNE").wait_for(timeout=20_000)
+    assert page.locator("#results .card").count() > 5
+    page.close()
+    next(served, None)
+
+
+def test_findings_stand_together(glyphs, visit):
+    address, gallery = glyphs
+    page = visit(address)
+    page.click("#show-report")
+    page.wait_for_selector("#report-body .matrix", timeout=30_000)
+    groups = gallery.report()["findings"]
+    assert page.locator("#report-body .finding h4").count() == len(groups)
+    assert page.locator("#report-body .finding li").count() == sum(len(group["sentences"]) for group in groups)
 
 
 def test_narrow_and_dark(glyphs, visit):
     address, _ = glyphs
     page = visit(address, viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
-    page.fill("#text", "snowman")
+    page.fill("#text", "chess queen")
     searched(page, lambda: page.click("#ask .strong"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    tops = [page.locator(place).bounding_box()["y"] for place in ("#ask", "#atlas", "#results")]
+    assert tops == sorted(tops), "the search above the map, what it finds below"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
 
 

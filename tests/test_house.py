@@ -34,7 +34,7 @@ ORDER = {
     "index": "engine topk segments exact lance opening asking",
     "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",
     "arena": "contenders plan trials schedule standings pages demo",
-    "serve": "values gallery access guard connection description api app",
+    "serve": "values drawing gallery opening access guard connection models description api app",
     "cli": "terminal show search serve main",
     "__main__": "",
 }

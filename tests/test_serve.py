@@ -26,17 +26,19 @@ from centrobind.binder.binder import build_binder
 from centrobind.binder.checkpoint import save
 from centrobind.cli.main import app as command_line
 from centrobind.data import write_store
-from centrobind.errors import DataError, ExtraError, RunError, StoreError
+from centrobind.errors import CentrobindError, DataError, ExtraError, RunError, StoreError
 from centrobind.evaluation.metrics import retrieval
+from centrobind.serve import opening
 from centrobind.serve.access import is_loopback
 from centrobind.serve.app import listen, make_app
 from centrobind.serve.connection import Deadlines
-from centrobind.serve.gallery import Part, open_gallery
+from centrobind.serve.gallery import Part
 from centrobind.serve.guard import Bounds, Guard
+from centrobind.serve.opening import open_gallery
 from centrobind.training.config import check_config
 from centrobind.training.fit import run_config
 from conftest import mixed_samples
-from scene import ask, form
+from scene import ask, form, text_gallery
 
 TOKEN = "0123456789abcdef"
 
@@ -267,9 +269,11 @@ def check_schema(value, schema, schemas, where="answer"):
     """Enough of JSON Schema for ours."""
     if "$ref" in schema:
         schema = schemas[schema["$ref"].rsplit("/", 1)[1]]
-    if "oneOf" in schema:
+    if "const" in schema:
+        assert value == schema["const"], where
+    if "oneOf" in schema or "anyOf" in schema:
         failures = []
-        for one in schema["oneOf"]:
+        for one in schema.get("oneOf") or schema["anyOf"]:
             try:
                 return check_schema(value, one, schemas, where)
             except AssertionError as error:
@@ -286,6 +290,10 @@ def check_schema(value, schema, schemas, where="answer"):
     }
     if "type" in schema:
         assert isinstance(value, kinds[schema["type"]]), (where, schema["type"], value)
+    if schema.get("type") in ("integer", "number"):
+        assert not isinstance(value, bool) and schema.get("minimum", value) <= value <= schema.get("maximum", value), (
+            where
+        )
     if "enum" in schema:
         assert value in schema["enum"], where
     if isinstance(value, list):
@@ -302,18 +310,23 @@ def check_schema(value, schema, schemas, where="answer"):
     return None
 
 
+QUERY = {"query": [{"modality": "text", "text": "red"}], "k": 2, "where": {"split": ["test"], "label": "1"}}
+BODIES = {"/api/search": QUERY, "/api/embed": {"query": QUERY["query"], "minus": [{"id": "7"}]}}
+
+
 def test_every_route_is_described_and_answers_as_described(world):
     _, _, app = world
     said = ask(app, "GET", "/api/openapi.json").json()
-    routes = {route.path.replace(":path", "") for route in app.app.routes if route.path.startswith("/api")}
-    assert set(said["paths"]) == routes
+    routes = {route.path.replace(":path", "") for route in app.app.routes}
+    assert set(said["paths"]) == routes - {"/", "/static/{name}", "/report"}
     schemas = said["components"]["schemas"]
-    query = {"query": [{"modality": "text", "text": "red"}], "k": 2, "where": {"split": ["test"]}}
-    check_schema(query, {"$ref": "#/Query"}, schemas)
     for path, operations in said["paths"].items():
         (method,) = operations
         schema = operations[method]["responses"]["200"]["content"].get("application/json", {}).get("schema")
-        body = query if method == "post" else b""
+        body = BODIES.get(path, b"")
+        if method == "post":
+            taken = operations[method]["requestBody"]["content"]["application/json"]["schema"]
+            check_schema(body, taken, schemas)
         answer = ask(app, method.upper(), path.format(id="1", modality="text"), body)
         assert answer.status == 200, path
         if schema:
@@ -321,6 +334,203 @@ def test_every_route_is_described_and_answers_as_described(world):
         refused = ask(app, "POST", path, [] if method == "post" else b"")
         assert 400 <= refused.status < 500
         check_schema(refused.json(), {"$ref": "#/Error"}, schemas)
+
+
+def test_what_the_description_forbids_is_refused_and_what_it_allows_is_not(world):
+    """The limits are stated once: a program that keeps to the description is never refused for its form."""
+    _, gallery, app = world
+    document = ask(app, "GET", "/api/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    part = {"modality": "text", "text": "red"}
+    said = json.dumps(document)
+    assert '"maximum": 200' in said and f'"minItems": {gallery.binder.dim}' in said and "x-of" not in said
+    bodies = {
+        "/api/search": [
+            *({**QUERY, "k": k} for k in (0, 1, 200, 201, -1, True, 2.5, "3", None)),
+            *({**QUERY, "query": [part] * n} for n in (0, 1, 16, 17)),
+            *({**QUERY, "want": want} for want in ([], ["text"], ["smell"], "text", None, [3])),
+            *({**QUERY, "where": where} for where in ({}, {"label": ["1"]}, {"label": 3}, {"size": "1"}, [], None)),
+            *({**QUERY, "query": [one]} for one in ({}, "red", {**part, "more": 1}, {"text": 3, "modality": "text"})),
+            {**QUERY, "limit": 3},
+            {"k": 3},
+        ],
+        "/api/embed": [
+            *({"queries": [{"query": [part]}] * n} for n in (0, 1, 256, 257)),
+            {"query": [part], "queries": [{"query": [part]}]},
+            {"query": [part], "k": 3},
+            {"queries": [{"query": [part], "k": 3}]},
+            {"queries": [[part]]},
+        ],
+    }
+    verdicts = set()
+    for path, several in bodies.items():
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for body in several:
+            try:
+                check_schema(body, schema, schemas)
+                allowed = True
+            except AssertionError:
+                allowed = False
+            # That exactly one way is given is said in words: OpenAPI would need a model for each way.
+            allowed = allowed and body.get("query") != [{}]
+            assert (ask(app, "POST", path, body).status == 200) == allowed, (path, str(body)[:200])
+            verdicts.add(allowed)
+    assert verdicts == {True, False}
+
+
+def test_several_queries_are_embedded_as_each_alone(world):
+    _, gallery, app = world
+    row = first_with(gallery, "vector")
+    values = gallery.samples.columns["vector"].take(np.array([row]))[0].tolist()
+    queries = [
+        {"query": [{"modality": "text", "text": "green thing"}]},
+        {"query": [{"id": "3"}, {"modality": "vector", "values": values}], "minus": [{"id": "7"}]},
+        {"query": [{"text": "red"}]},
+    ]
+    found = ask(app, "POST", "/api/embed", {"queries": queries}).json()
+    alone = [ask(app, "POST", "/api/embed", query).json() for query in queries]
+    assert found["vectors"] == [one["vector"] for one in alone]
+    assert found["fingerprint"] == alone[0]["fingerprint"] == gallery.binder.fingerprint
+    wrong = [*queries, {"query": [{"modality": "text", "text": 3}]}]
+    refused = ask(app, "POST", "/api/embed", {"queries": wrong})
+    assert refused.status == 400 and "queries[3].query[0].text" in refused.json()["error"]
+
+
+def test_its_health_can_be_asked_by_anybody_and_says_no_more(world):
+    _, gallery, _ = world
+    app = make_app(gallery, host="0.0.0.0", token=TOKEN, allow=["mine.example"])
+    for headers in ({}, {"host": "10.1.2.3:8000"}, {"host": ""}):
+        answer = ask(app, "GET", "/healthz", headers=headers)
+        assert answer.status == 200 and answer.json() == {"status": "ok"}
+    for path in ("/healthz/", "/healthz/../api/about", "//healthz", "/api/about"):
+        assert ask(app, "GET", path).status in (401, 421), path
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    gallery = text_gallery(tmp_path_factory.mktemp("library"))
+    return gallery, make_app(gallery), {name: gallery.samples.columns[name].present for name in ("body", "title")}
+
+
+def test_captions_are_in_the_modality_that_was_asked_for(library):
+    gallery, app, here = library
+    texts = {"title": lambda i: f"brief heading {i}", "body": lambda i: f"long story number {i}"}
+    found = ask(app, "POST", "/api/search", {"query": [{"id": "7"}], "k": 30}).json()["hits"]
+    for want in ("title", "body"):
+        assert len(found[want]) > 15
+        assert all(hit["caption"] == texts[want](int(hit["id"])) for hit in found[want]), want
+    for hit in found["vector"]:  # the first text that each has
+        i = int(hit["id"])
+        has = [name for name in gallery.modalities if name in here and here[name][i]]
+        assert hit["caption"] == (texts[has[0]](i) if has else None), hit
+        assert hit["split"] == ("test" if i % 4 == 0 else "train")
+    for want in ("title", "body"):
+        query = {"query": [{"modality": "vector", "values": [1.0, 2, 3]}], "want": [want], "k": 5}
+        together = ask(app, "POST", "/api/search", query).json()["samples"]
+        assert all(hit["caption"] == texts[want](int(hit["id"])) for hit in together)
+    seven = ask(app, "GET", "/api/sample/7").json()
+    assert seven["texts"] == {name: texts[name](7) for name in texts}
+
+
+def test_a_text_can_be_looked_for_in_every_modality_of_texts(library):
+    gallery, app, _ = library
+
+    def embedded(words):
+        return np.array(ask(app, "POST", "/api/embed", {"query": [{"text": words}]}).json()["vector"])
+
+    centre = sum(gallery.binder.embed({name: ["number 4"]}).z[0, 0] for name in ("body", "title"))
+    assert np.allclose(embedded("number 4"), (centre / centre.norm()).numpy(), atol=1e-6)
+    body = gallery.binder.embed({"body": ["long story"]}).z[0, 0].numpy()
+    assert np.allclose(embedded("long story"), body, atol=1e-6), "titles know none of these words"
+    said = ask(app, "POST", "/api/search", {"query": [{"text": "long heading xyzzy"}]}).json()
+    assert said["unknown"] == ["xyzzy"], "a word that one modality knows is known"
+    refused = ask(app, "POST", "/api/search", {"query": [{"text": "xyzzy plugh"}]})
+    assert refused.status == 400 and "none of its words" in refused.json()["error"]
+
+
+def test_there_are_samples_to_begin_with(world, library):
+    for app in (world[2], library[1]):
+        examples = ask(app, "GET", "/api/about").json()["examples"]
+        assert 2 <= len({card["id"] for card in examples}) == len(examples) <= 4
+        for card in examples:
+            assert ask(app, "GET", f"/api/sample/{card['id']}").json()["caption"] == card["caption"]
+
+
+def test_every_ending_that_is_offered_can_be_asked_with(world):
+    """The page has no table of its own: it offers what the server says, and the server reads what it offers."""
+    _, gallery, app = world
+    offered = {one["name"]: one["files"] for one in ask(app, "GET", "/api/about").json()["modalities"]}
+    assert offered["vector"] == [".npy"] and ".png" in offered["picture"] and {".csv", ".npy"} <= set(offered["series"])
+    assert 'endsWith(".npy' not in (page := ask(app, "GET", "/static/query.js").body.decode()) and "wav" not in page
+    pictures = {
+        ".png": "PNG",
+        ".jpg": "JPEG",
+        ".jpeg": "JPEG",
+        ".webp": "WEBP",
+        ".gif": "GIF",
+        ".bmp": "BMP",
+        ".tif": "TIFF",
+        ".tiff": "TIFF",
+    }
+    shape = gallery.samples.columns["series"].shape
+    numbers = np.arange(float(np.prod(shape))).reshape(shape)
+    for name, files in offered.items():
+        for ending in files:
+            if ending in pictures:
+                buffer = io.BytesIO()
+                Image.new("RGB", (9, 9)).save(buffer, pictures[ending])
+                content = buffer.getvalue()
+            elif ending == ".npy":
+                content = npy(numbers if name == "series" else np.arange(5.0))
+            elif ending in (".csv", ".tsv"):
+                mark = "," if ending == ".csv" else "\t"
+                content = "\n".join(mark.join(map(str, row)) for row in numbers.tolist()).encode()
+            else:
+                content = b"red thing"
+            body, headers = form({"query": [{"modality": name, "file": "f"}]}, f=content)
+            assert ask(app, "POST", "/api/embed", body, headers=headers).status == 200, (name, ending)
+
+
+def test_findings_of_a_kind_stand_together_with_one_advice(world):
+    found = ask(world[2], "GET", "/api/report").json()["findings"]
+    kinds = [(group["severity"], group["name"]) for group in found]
+    assert len(set(kinds)) == len(kinds) and all(group["sentences"] and group["advice"] for group in found)
+    assert [severity for severity, _ in kinds] == sorted((severity for severity, _ in kinds), key="fault warning".index)
+
+
+def test_everything_but_the_map_can_be_asked_for_while_it_is_drawn(world, tmp_path, monkeypatch):
+    folder, gallery, _ = world
+    go, faulty = threading.Event(), threading.Event()
+
+    def draw(folder, space, each):
+        each(225)
+        assert go.wait(60)
+        if faulty.is_set():
+            raise CentrobindError("the disk is full")
+        return cached_atlas(folder, space, each)
+
+    cached_atlas = opening.cached_atlas
+    monkeypatch.setattr(opening, "cached_atlas", draw)
+
+    def opened():
+        return open_gallery(folder / "binder.safetensors", folder / "store", cache=tmp_path, wait=False)
+
+    app = make_app(early := opened())
+    points = ask(app, "GET", "/api/points").json()
+    assert not points["ready"] and points["done"] == 0.5 and points["x"] == [] and points["fault"] is None
+    assert ask(app, "GET", "/api/about").json()["map"] == {"points": 0, "share_kept": None}
+    assert ask(app, "POST", "/api/search", {"query": [{"id": "1"}]}).json()["samples"]
+    go.set()
+    early.drawing.wait()
+    points = ask(app, "GET", "/api/points").json()
+    assert points["ready"] and points["x"] == np.round(gallery.atlas.xy[:, 0].astype(float), 5).tolist()
+    assert ask(app, "GET", "/api/about").json()["map"]["points"] == len(gallery.atlas)
+    faulty.set()
+    app = make_app(late := opened())
+    with pytest.raises(CentrobindError):
+        late.drawing.wait()
+    points = ask(app, "GET", "/api/points").json()
+    assert not points["ready"] and points["fault"] == "the disk is full"
 
 
 # ---- refusals -----------------------------------------------------------------------------------------------------
@@ -336,11 +546,24 @@ def bomb():
 BAD = {
     "no query": ({}, 400, "something to look for"),
     "a list": ([1], 400, "JSON object"),
-    "text for parts": ({"query": "knight"}, 400, "list of objects"),
+    "text for parts": ({"query": "knight"}, 400, "query: expected a list, got str"),
     "two ways": ({"query": [{"modality": "text", "text": "a", "id": "1"}]}, 400, "one of id, text, values or file"),
     "unknown modality": ({"query": [{"modality": "smell", "text": "a"}]}, 400, "no modality 'smell'"),
-    "a list as modality": ({"query": [{"modality": ["text"], "text": "a"}]}, 400, "expected a name"),
-    "no modality": ({"query": [{"text": "a"}]}, 400, "no modality None"),
+    "a list as modality": ({"query": [{"modality": ["text"], "text": "a"}]}, 400, "query[0].modality: expected a text"),
+    "no modality": ({"query": [{"values": [1]}]}, 400, "no modality None"),
+    "a text for no modality": ({"query": [{"text": "xyzzy"}]}, 400, "none of its words"),
+    "a number in a text": (
+        {"query": [{"modality": "text", "text": 3}]},
+        400,
+        "query[0].text: expected a text, got int",
+    ),
+    "no part": ({"query": [3]}, 400, "query[0]: expected an object, got int"),
+    "no want": ({"query": [{"id": "1"}], "want": []}, 400, "want: expected"),
+    "unknown in a part": (
+        {"query": [{"id": "1", "weight": 2}]},
+        400,
+        "query[0]: unknown ['weight'], expected modality",
+    ),
     "unknown id": ({"query": [{"id": "no"}]}, 400, "no sample 'no'"),
     "a number as id": ({"query": [{"id": 3}]}, 400, "expected a text"),
     "text of numbers": ({"query": [{"modality": "text", "values": [1]}]}, 400, "expected a text"),
@@ -352,13 +575,23 @@ BAD = {
     "words nobody knows": ({"query": [{"modality": "text", "text": "xyzzy plugh"}]}, 400, "none of its words"),
     "long text": ({"query": [{"modality": "text", "text": "a" * 10_001}]}, 400, "more than the 10,000"),
     "a path": ({"query": [{"modality": "picture", "file": "/etc/passwd"}]}, 400, "one of the form's files []"),
-    "k": ({"query": [{"id": "1"}], "k": 1000}, 400, "1 to 200"),
-    "true k": ({"query": [{"id": "1"}], "k": True}, 400, "1 to 200"),
-    "want": ({"query": [{"id": "1"}], "want": "text"}, 400, "list of modalities"),
+    "k": ({"query": [{"id": "1"}], "k": 1000}, 400, "k: expected at most 200, got 1000"),
+    "true k": ({"query": [{"id": "1"}], "k": True}, 400, "k: expected a whole number, got bool"),
+    "no k": ({"query": [{"id": "1"}], "k": 0}, 400, "k: expected at least 1, got 0"),
+    "want": ({"query": [{"id": "1"}], "want": "text"}, 400, "want: expected a list, got str"),
     "unknown want": ({"query": [{"id": "1"}], "want": ["smell"]}, 400, "no modality 'smell'"),
-    "where": ({"query": [{"id": "1"}], "where": {"label": 3}}, 400, "categories"),
+    "where": (
+        {"query": [{"id": "1"}], "where": {"label": 3}},
+        400,
+        "where.label: expected a category or a list of categories, got int",
+    ),
+    "where in a list": ({"query": [{"id": "1"}], "where": {"label": ["1", 3]}}, 400, "expected a category or a list"),
     "unknown category": ({"query": [{"id": "1"}], "where": {"label": "9"}}, 400, "expected some of"),
-    "where what": ({"query": [{"id": "1"}], "where": {"size": "9"}}, 400, "expected some of"),
+    "where what": (
+        {"query": [{"id": "1"}], "where": {"size": "9"}},
+        400,
+        "where: unknown ['size'], expected label, split or group",
+    ),
     "many": ({"query": [{"id": "1"}] * 17}, 400, "at most 16"),
     "unknown key": ({"query": [{"id": "1"}], "limit": 3}, 400, "unknown ['limit']"),
     "nothing is left": ({"query": [{"id": "1"}], "minus": [{"id": "1"}]}, 400, "nothing is left"),

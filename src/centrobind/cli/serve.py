@@ -49,12 +49,13 @@ def serve_run(
     """Open what is to be seen, with a bar for the first time, and serve it."""
     from centrobind.cli.terminal import say
     from centrobind.progress import progress
-    from centrobind.report.atlas import STEPS
     from centrobind.serve.app import needed
     from centrobind.serve.app import serve as serve_gallery
-    from centrobind.serve.gallery import open_gallery
+    from centrobind.serve.opening import open_gallery
 
-    needed()  # before the seconds that the map takes
-    with progress("opening", STEPS) as watch:
-        gallery = open_gallery(run, store, split=split, index=index, cache=cache, watch=watch)
+    needed()  # before the seconds that the first start takes
+    with progress("opening", 100) as watch:
+        gallery = open_gallery(run, store, split=split, index=index, cache=cache, wait=False, watch=watch)
+    if not gallery.drawing.ready:
+        say("The map is being drawn; everything else can be asked for already.", err=True)
     serve_gallery(gallery, host=host, port=port, token=token, allow=allow or [], browse=browse, say=say)

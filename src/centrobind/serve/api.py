@@ -20,12 +20,11 @@ from starlette.routing import Route
 from centrobind.errors import CentrobindError, DataError
 from centrobind.serve.description import describe
 from centrobind.serve.gallery import Gallery, Part
-from centrobind.serve.guard import FAULT
+from centrobind.serve.guard import FAULT, HEALTH
+from centrobind.serve.models import MOST_PARTS, EmbedQueries, EmbedQuery, PartSent, SearchQuery, read
 from centrobind.serve.values import from_json, from_upload
 
 THREADS = 4  # that compute at a time; other requests wait, which is cheap
-MOST_PARTS = 16
-MOST_HITS = 200
 MOST_JSON = 2**20
 FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -45,7 +44,7 @@ REPORT_POLICY = (
 def make_api(gallery: Gallery) -> Starlette:
     """The application without its guard: the page, its files, and the API that it talks to."""
     static = {name: files("centrobind").joinpath("serve", "static", name).read_bytes() for name in FILES}
-    points = json.dumps(gallery.points(), separators=(",", ":")).encode()
+    points: bytes | None = None  # once the map is drawn
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="serve")
 
     async def compute(work: Callable[..., Any], *given: Any, **more: Any) -> Any:
@@ -70,7 +69,16 @@ def make_api(gallery: Gallery) -> Starlette:
         return JSONResponse(gallery.about())
 
     async def all_points(request: Request) -> Response:
+        nonlocal points
+        if points is None:
+            content = await compute(lambda: json.dumps(gallery.points(), separators=(",", ":")).encode())
+            if not content.startswith(b'{"ready":true'):
+                return Response(content, media_type="application/json")
+            points = content
         return Response(points, media_type="application/json")
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
 
     async def sample(request: Request) -> Response:
         return JSONResponse(_found(gallery.describe, request.path_params["id"]))
@@ -86,16 +94,20 @@ def make_api(gallery: Gallery) -> Starlette:
         return Response(content, media_type=kind, headers={"cache-control": keep})
 
     async def search(request: Request) -> Response:
-        asked, uploads = await _asked(request)
-        options = _options(asked)
+        sent, uploads = await _sent(request)
+        asked = read(SearchQuery, sent)
         parts, minus = await compute(_parts, gallery, asked, uploads)
-        return JSONResponse(await compute(gallery.search, parts, minus, **options))
+        where = asked.where.model_dump(exclude_none=True)
+        found = await compute(gallery.search, parts, minus, want=asked.want, k=asked.k, where=where)
+        return JSONResponse(found)
 
     async def embed(request: Request) -> Response:
-        asked, uploads = await _asked(request)
-        parts, minus = await compute(_parts, gallery, asked, uploads)
-        vector = await compute(lambda: gallery.query(gallery.given(parts), gallery.given(minus)))
-        return JSONResponse({"vector": vector.tolist(), "fingerprint": gallery.binder.fingerprint})
+        sent, uploads = await _sent(request)
+        several = "queries" in sent
+        queries = read(EmbedQueries, sent).queries if several else [read(EmbedQuery, sent)]
+        vectors = await compute(lambda: gallery.embed([_parts(gallery, one, uploads) for one in queries]).tolist())
+        found = {"vectors": vectors} if several else {"vector": vectors[0]}
+        return JSONResponse({**found, "fingerprint": gallery.binder.fingerprint})
 
     async def report(request: Request) -> Response:
         return JSONResponse(await compute(gallery.report))
@@ -108,6 +120,7 @@ def make_api(gallery: Gallery) -> Starlette:
             Route("/", page),
             Route("/static/{name}", file),
             Route("/report", run_report),
+            Route(HEALTH, health),
             Route("/api/about", about),
             Route("/api/points", all_points),
             Route("/api/sample/{id:path}", sample),
@@ -145,7 +158,7 @@ def _found(ask: Callable[..., Any], *given: Any, **more: Any) -> Any:
         raise HTTPException(404, str(error)) from None
 
 
-async def _asked(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
+async def _sent(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The JSON of a request and its files by name: a JSON body, or a form with a field `query` and files."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     uploads: dict[str, bytes] = {}
@@ -165,64 +178,31 @@ async def _asked(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     if len(text) > MOST_JSON:
         raise HTTPException(413, f"JSON of {len(text):,} letters; at most {MOST_JSON:,} are read")
     try:
-        asked = json.loads(text)
+        sent = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"not JSON ({error})") from None
-    if not isinstance(asked, dict):
-        raise HTTPException(400, f"expected a JSON object, got {type(asked).__name__}")
-    return asked, uploads
+    if not isinstance(sent, dict):
+        raise HTTPException(400, f"expected a JSON object, got {type(sent).__name__}")
+    return sent, uploads
 
 
-def _options(asked: dict[str, Any]) -> dict[str, Any]:
-    """want, k and where, of the right types; what they name is checked where it is known."""
-    unknown = sorted(asked.keys() - {"query", "minus", "want", "k", "where"})
-    want, k, where = asked.get("want"), asked.get("k", 12), asked.get("where") or {}
-    if unknown:
-        raise HTTPException(400, f"unknown {unknown}, expected query, minus, want, k or where")
-    if want is not None and not (
-        isinstance(want, list) and 0 < len(want) <= 64 and all(isinstance(one, str) for one in want)
-    ):
-        raise HTTPException(400, "want: expected a list of modalities")
-    if type(k) is not int or not 1 <= k <= MOST_HITS:
-        raise HTTPException(400, f"k: expected a number from 1 to {MOST_HITS}")
-    names = where.values() if isinstance(where, dict) else [0]
-    if not all(
-        isinstance(one, str) or (isinstance(one, list) and all(isinstance(o, str) for o in one)) for one in names
-    ):
-        raise HTTPException(400, 'where: expected categories, such as {"label": "GREEK"} or {"split": ["test"]}')
-    return {"want": want, "k": k, "where": where}
-
-
-def _parts(gallery: Gallery, asked: dict[str, Any], uploads: dict[str, bytes]) -> tuple[list[Part], list[Part]]:
+def _parts(gallery: Gallery, asked: EmbedQuery, uploads: dict[str, bytes]) -> tuple[list[Part], list[Part]]:
     """What is looked for and what is not wanted."""
-    wanted, unwanted = asked.get("query", []), asked.get("minus", [])
-    for name, parts in (("query", wanted), ("minus", unwanted)):
-        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise DataError(f'{name}: expected a list of objects, such as [{{"modality": "name", "text": "knight"}}]')
-    if len(wanted) + len(unwanted) > MOST_PARTS:
-        raise DataError(f"{len(wanted) + len(unwanted)} parts, expected at most {MOST_PARTS}")
-    return [_part(gallery, part, uploads) for part in wanted], [_part(gallery, part, uploads) for part in unwanted]
+    wanted, unwanted = ([_part(gallery, part, uploads) for part in parts] for parts in (asked.query, asked.minus))
+    return wanted, unwanted
 
 
-def _part(gallery: Gallery, given: dict[str, Any], uploads: dict[str, bytes]) -> Part:
-    ways = [way for way in ("id", "text", "values", "file") if way in given]
-    if len(ways) != 1 or given.keys() - {"modality", *ways}:
-        raise DataError(f"a part: expected a modality and one of id, text, values or file, got {sorted(given)[:8]}")
-    way, said, modality = ways[0], given[ways[0]], given.get("modality")
-    if modality is not None and not isinstance(modality, str):
-        raise DataError(f"modality: expected a name, got {type(modality).__name__}")
-    if way == "id":
-        if not isinstance(said, str):
-            raise DataError(f"id: expected a text, got {type(said).__name__}")
-        return Part(modality, id=said)
-    column = gallery.column(modality)
+def _part(gallery: Gallery, sent: PartSent, uploads: dict[str, bytes]) -> Part:
+    if sent.id is not None:
+        return Part(sent.modality, id=sent.id)
+    if sent.text is not None and sent.modality is None:
+        return Part(None, from_json(sent.text, None))
+    column = gallery.column(sent.modality)
     try:
-        if way != "file":
-            return Part(modality, from_json(said, column))
-        if not isinstance(said, str) or said not in uploads:
-            raise DataError(
-                f"file: expected the name of one of the form's files {sorted(uploads)[:8]}, got {said!r:.60}"
-            )
-        return Part(modality, from_upload(uploads[said], column))
+        if sent.file is None:
+            return Part(sent.modality, from_json(sent.values if sent.text is None else sent.text, column))
+        if sent.file not in uploads:
+            raise DataError(f"file: expected one of the form's files {sorted(uploads)[:8]}, got {sent.file!r:.60}")
+        return Part(sent.modality, from_upload(uploads[sent.file], column))
     except DataError as error:
-        raise DataError(f"{modality}: {error}") from None
+        raise DataError(f"{sent.modality}: {error}") from None

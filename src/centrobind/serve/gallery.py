@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
 import threading
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -18,31 +15,31 @@ import torch
 from torch import Tensor
 
 from centrobind.binder.binder import Binder
-from centrobind.binder.checkpoint import load
 from centrobind.binder.embedding import embed_views
+from centrobind.binder.inputs import Words
 from centrobind.data import Samples
-from centrobind.errors import CheckpointError, ConfigError, DataError, StoreError
+from centrobind.errors import DataError
 from centrobind.evaluation.diagnose import examine
+from centrobind.evaluation.findings import Finding
 from centrobind.evaluation.metrics import geometry, retrieval
-from centrobind.index import Index, build_index, open_index
+from centrobind.index import Index
 from centrobind.index.asking import Given, combined, embedded, unknown_words
 from centrobind.objectives.base import Objective
-from centrobind.progress import Watch, silent
-from centrobind.report.atlas import STEPS, Atlas, cached_atlas
-from centrobind.serve.values import File, as_file, shows
-from centrobind.training.config import load_config
-from centrobind.training.fit import open_data, run_objective
+from centrobind.report.atlas import Atlas
+from centrobind.serve.drawing import Drawing
+from centrobind.serve.values import File, as_file, endings, shows
 from centrobind.types import unit
 
 MOST_MEASURED = 4000  # samples that the report looks at
 MOST_WORDS = 20  # unknown ones that are named
 CAPTION = 200  # letters
+EXAMPLES = 4
 CANDIDATES = 200  # of each modality, for the samples that are nearest in all of them together
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a query: a value of some modality, or a sample that is there, in one modality or all it has."""
+    """A piece of a query: a value of some modality, a text for any, or a sample, in one modality or all it has."""
 
     modality: str | None = None
     value: Any = None
@@ -56,7 +53,7 @@ class Gallery:
     binder: Binder
     samples: Samples
     index: Index
-    atlas: Atlas
+    drawing: Drawing
     name: str = ""
     trained_with: str | None = None
     objective: Objective | None = None
@@ -73,10 +70,15 @@ class Gallery:
     def row_of(self) -> dict[str, int]:
         return {one: row for row, one in enumerate(self.samples.ids[:])}
 
+    @property
+    def atlas(self) -> Atlas:
+        """The map; waits until it is drawn."""
+        return self.drawing.atlas()
+
     @cached_property
-    def captions_from(self) -> str | None:
-        """The modality that says in words what a sample is."""
-        return next((name for name in self.modalities if self.samples.columns[name].kind == "text"), None)
+    def texts(self) -> list[str]:
+        """The modalities that say in words what a sample is."""
+        return [name for name in self.modalities if self.samples.columns[name].kind == "text"]
 
     def about(self) -> dict[str, Any]:
         """What there is, in numbers and names; what a program asks first."""
@@ -87,10 +89,12 @@ class Gallery:
                 "kind": column.kind,
                 "shape": list(column.shape),
                 "present": int(column.present.sum()),
+                "files": endings(column),
             }
             for name, column in self.samples.columns.items()
         ]
-        kept = self.atlas.share_kept
+        ready = self.drawing.ready
+        kept = self.atlas.share_kept if ready else math.nan
         return {
             "name": self.name,
             "fingerprint": self.binder.fingerprint,
@@ -99,15 +103,40 @@ class Gallery:
             "modalities": modalities,
             "labels": [] if self.samples.label is None else list(self.samples.label.names),
             "splits": [] if self.samples.split is None else list(self.samples.split.names),
-            "map": {"points": len(self.atlas), "share_kept": None if math.isnan(kept) else round(kept, 4)},
+            "map": {
+                "points": len(self.atlas) if ready else 0,
+                "share_kept": None if math.isnan(kept) else round(kept, 4),
+            },
             "page": self.page is not None,
+            "examples": self.examples,
         }
 
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """Some samples to begin with, evenly spread, if possible with a short text that training knows."""
+        rows = np.unique(np.linspace(0, len(self.samples) - 1, 50 * EXAMPLES).astype(np.int64))
+        cards = self._cards(rows.tolist())
+        short = [card for card in cards if card["caption"] != card["label"] and len(card["caption"] or "") <= 40]
+        known = [card for card in short if self._known(card["caption"])] if self.texts else []
+        picked = known or short or cards
+        return [picked[place] for place in np.unique(np.linspace(0, len(picked) - 1, EXAMPLES).astype(np.int64))]
+
+    def _known(self, text: str) -> bool:
+        """Whether training saw each of its words, in some modality of texts."""
+        return any(not self._unknown_to(name, text) for name in self.texts)
+
     def points(self) -> dict[str, Any]:
-        """The map, column by column; `sample` counts into `ids`."""
+        """The map, column by column; `sample` counts into `ids`. Without points while it is drawn."""
+        if not self.drawing.ready:
+            columns = ("ids", "label", "split", "x", "y", "sample", "modality", "kept")
+            state = {"ready": False, "done": round(self.drawing.done, 3), "fault": self.drawing.fault}
+            return state | {name: [] for name in columns}
         rows, sample = np.unique(self.atlas.row, return_inverse=True)
         categories = {"label": self.samples.label, "split": self.samples.split}
         return {
+            "ready": True,
+            "done": 1.0,
+            "fault": None,
             "ids": self.samples.ids[rows],
             **{name: [] if codes is None else codes.codes[rows].tolist() for name, codes in categories.items()},
             "x": np.round(self.atlas.xy[:, 0].astype(np.float64), 5).tolist(),
@@ -124,22 +153,37 @@ class Gallery:
         return self.row_of[one]
 
     def describe(self, one: str) -> dict[str, Any]:
-        """A sample: what it is called and what it has; DataError for an unknown id."""
+        """A sample: what it is called, what it has, and its texts; DataError for an unknown id."""
         row = self.row(one)
         has = [name for name, column in self.samples.columns.items() if column.present[row]]
-        return {**self._cards([row])[0], "split": self._categories("split", [row])[0], "modalities": has}
+        texts = {name: text for name in self.texts if (text := self._texts(name, [row])[0]) is not None}
+        return {**self._cards([row])[0], "modalities": has, "texts": texts}
 
-    def _cards(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Id, label and caption of samples, all read at once."""
+    def _cards(self, rows: Sequence[int], text: str | None = None) -> list[dict[str, Any]]:
+        """Id, label, split and caption of samples, all read at once.
+
+        The caption is in the modality `text` where a sample has it, else in the first text that it has, else its label.
+        """
         picked = np.asarray(rows, np.int64)
-        labels = self._categories("label", picked)
-        captions: list[str | None] = list(labels)
-        if self.captions_from is not None:
-            column = self.samples.columns[self.captions_from]
-            for place, text in zip(np.flatnonzero(column.present[picked]), column.take(picked)):
-                captions[place] = str(text)[:CAPTION]
-        cards = zip(self.samples.ids[picked], labels, captions)
-        return [{"id": name, "label": label, "caption": caption} for name, label, caption in cards]
+        labels, splits = (self._categories(what, picked) for what in ("label", "split"))
+        captions: list[str | None] = [None] * len(picked)
+        for name in dict.fromkeys([text, *self.texts] if text in self.texts else self.texts):
+            lacking = [place for place, caption in enumerate(captions) if caption is None]
+            for place, caption in zip(lacking, self._texts(name, picked[lacking])):
+                captions[place] = caption
+        cards = zip(self.samples.ids[picked], labels, splits, captions)
+        return [
+            {"id": name, "label": label, "split": split, "caption": label if caption is None else caption}
+            for name, label, split, caption in cards
+        ]
+
+    def _texts(self, modality: str, rows: Sequence[int] | np.ndarray) -> list[str | None]:
+        """The beginnings of texts, None where there is none."""
+        column = self.samples.columns[modality]
+        found: list[str | None] = [None] * len(rows)
+        for place, text in zip(np.flatnonzero(column.present[rows]), column.take(np.asarray(rows, np.int64))):
+            found[place] = str(text)[:CAPTION]
+        return found
 
     def _categories(self, what: str, rows: Sequence[int] | np.ndarray) -> list[str | None]:
         codes = getattr(self.samples, what)
@@ -166,6 +210,8 @@ class Gallery:
         return [found for part in parts for found in self._given(part)]
 
     def _given(self, part: Part) -> Given:
+        if part.id is None and part.modality is None:
+            return self._any_text(part.value)
         if part.id is None:
             return embedded(self.binder, {part.modality: [part.value]})
         row = self.row(part.id)
@@ -176,6 +222,22 @@ class Gallery:
         if not names:
             raise DataError(f"sample {part.id[:80]!r} has no {part.modality}")
         return [(name, self.index.vectors(name, [part.id])) for name in names]
+
+    def _any_text(self, value: Any) -> Given:
+        """A text in every modality of texts that knows one of its words; DataError if none does."""
+        given, reasons = [], []
+        for name in self.texts:
+            try:
+                given += embedded(self.binder, {name: [value]})
+            except DataError as error:
+                reasons.append(str(error))
+        if not given:
+            raise DataError("; ".join(reasons) or "no modality here is text: ask with a file, numbers or an id")
+        return given
+
+    def embed(self, queries: Sequence[tuple[Sequence[Part], Sequence[Part]]]) -> Tensor:
+        """(Q, D) unit vectors of queries, each given as what is wanted and what is not."""
+        return torch.stack([self.query(self.given(wanted), self.given(unwanted)) for wanted, unwanted in queries])
 
     def query(self, wanted: Given, unwanted: Given, want: str | None = None) -> Tensor:
         """(D,) unit: the centroid of what is given, without what is not wanted; for looking in one modality with the
@@ -214,25 +276,36 @@ class Gallery:
             found = self.index.search(towards, want=modality, k=max(k + len(own), CANDIDATES), where=where)
             wide[modality] = [pair for pair in zip(found.ids[0], found.scores[0]) if pair[0] in self.row_of]
         hits = {
-            modality: self._hits([pair for pair in pairs if (pair[0], modality) not in own][:k])
+            modality: self._hits([pair for pair in pairs if (pair[0], modality) not in own][:k], modality)
             for modality, pairs in wide.items()
         }
-        together = self._together(vector, wide, {part.id for part in parts}, k)
+        asked_in = next((part.modality for part in parts if part.modality in self.texts), None)
+        nearest = self._together(vector, wide, {part.id for part in parts}, k)
+        together = self._hits(nearest, next((name for name in names if name in self.texts), asked_in))
         return {"hits": hits, "samples": together, "unknown": self._unknown_words([*parts, *minus])}
 
     def _unknown_words(self, parts: Sequence[Part]) -> list[str]:
-        asked = [(part.modality, part.value) for part in parts if part.modality is not None and part.id is None]
-        unknown = [word for modality, value in asked for word in unknown_words(self.binder, modality, value)]
+        unknown: list[str] = []
+        for part in parts:
+            if part.id is None and part.modality is not None:
+                unknown += unknown_words(self.binder, part.modality, part.value)
+            elif part.id is None:  # known to one modality of texts is known
+                each = [self._unknown_to(name, part.value) for name in self.texts]
+                unknown += [word for word in each[0] if all(word in others for others in each)]
         return list(dict.fromkeys(unknown))[:MOST_WORDS]
 
-    def _hits(self, pairs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-        """Ids and their scores as cards."""
-        cards = self._cards([self.row_of[name] for name, _ in pairs])
+    def _unknown_to(self, modality: str, text: str) -> list[str]:
+        inputs = self.binder.towers[modality].inputs
+        return inputs.unknown(text) if isinstance(inputs, Words) else []
+
+    def _hits(self, pairs: Sequence[tuple[str, float]], modality: str | None) -> list[dict[str, Any]]:
+        """Ids and their scores as cards, with captions in a modality if it is one of texts."""
+        cards = self._cards([self.row_of[name] for name, _ in pairs], modality)
         return [{**card, "score": round(score, 5)} for card, (_, score) in zip(cards, pairs)]
 
     def _together(
         self, vector: Tensor, wide: Mapping[str, Sequence[tuple[str, float]]], asked: Set[str | None], k: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[tuple[str, float]]:
         """The samples whose centroid over the wanted modalities is nearest, of those near in at least one of them."""
         ids = list(dict.fromkeys(one for pairs in wide.values() for one, _ in pairs if one not in asked))
         if not ids:
@@ -245,7 +318,7 @@ class Gallery:
                 total[here] += self.index.vectors(modality, [ids[place] for place in here])
         scores = unit(total) @ vector
         best = scores.sort(descending=True, stable=True).indices[:k].tolist()
-        return self._hits([(ids[place], float(scores[place])) for place in best])
+        return [(ids[place], float(scores[place])) for place in best]
 
     def report(self) -> dict[str, Any]:
         """Retrieval in every direction, geometry and findings, on held-out samples where there are any.
@@ -274,86 +347,14 @@ class Gallery:
             temperature = float(self.objective.temperature())
             said["objective"] = {"name": self.trained_with, "temperature": temperature}
         found = examine(z, embed_views(self.binder, part), objective=self.objective, resamples=200)
-        return said | {"findings": [str(finding) for finding in found.findings]}
+        return said | {"findings": _grouped(found.findings)}
 
 
-def open_gallery(
-    run: str | Path,
-    store: str | Path,
-    *,
-    split: str | None = None,
-    index: str | Path | None = None,
-    cache: str | Path | None = None,
-    watch: Watch = silent,
-) -> Gallery:
-    """Open a run and its data to be looked at; index and map are made when there are none yet, else read again.
-
-    Both lie in `cache`, default the folder `serve` beside the binder, under a name that changes with the binder and the
-    store. `index` is one that was made before. Raises CentrobindErrors for whatever cannot be opened.
-    """
-    run = Path(run)
-    binder = load(run)
-    samples = open_data(store)
-    samples = samples if split is None else samples.part(split)
-    samples = samples.only([name for name in binder.modalities if name in samples.modalities])
-    if not samples.columns:
-        raise DataError(f"{store}: none of its modalities is one of the binder's, {list(binder.modalities)}")
-    folder = Path(cache) if cache is not None else (run if run.is_dir() else run.parent) / "serve"
-    folder = folder / _key(binder, store, samples, split)
-    watch(0, title="embedding")
-    opened = open_index(index, binder) if index is not None else _own_index(binder, samples, folder / "index")
-    space = opened.embeddings().only(samples.modalities)
-    rows = {one: row for row, one in enumerate(samples.ids[:])}
-    here = np.array([rows.get(one, -1) for one in space.ids])
-    if (here < 0).all():
-        raise DataError(f"{index}: none of its {len(here)} ids is in {store}; it was made of other data")
-    space, samples = space.take(here >= 0), samples.take(here[here >= 0])
-    atlas = cached_atlas(folder, space, lambda step: watch(step, title="drawing the map"))
-    watch(STEPS, title="ready")
-    page = run / "report.html"
-    trained_with, objective = _objective(run, binder)
-    return Gallery(
-        binder,
-        samples,
-        opened,
-        atlas,
-        name=f"{run.name} · {Path(store).name}{'' if split is None else ' · ' + split}",
-        trained_with=trained_with,
-        objective=objective,
-        page=page if page.is_file() else None,
-    )
-
-
-def _key(binder: Binder, store: str | Path, samples: Samples, split: str | None) -> str:
-    meta = Path(store) / "meta.json"  # it holds the checksums of all files
-    digest = hashlib.sha256(meta.read_bytes() if meta.is_file() else f"{store} {len(samples)}".encode())
-    digest.update(f"{binder.fingerprint} {split}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _own_index(binder: Binder, samples: Samples, path: Path) -> Index:
-    if (path / "index.json").is_file():
-        try:
-            return open_index(path, binder)
-        except StoreError:
-            shutil.rmtree(path)  # damaged, and it is ours: made again
-    return build_index(binder, samples, path, replace=True)
-
-
-def _objective(run: Path, binder: Binder) -> tuple[str | None, Objective | None]:
-    """What the run was trained with and what that is called, as far as it says so.
-
-    A demo's folder is no run of its own: its binder comes from the run that it chose.
-    """
-    folder = run
-    try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        chosen = next(row for row in results["rows"] if row["label"] == results["chosen"])
-        folder = run / Path(chosen["config"]["out"]).name
-    except (OSError, ValueError, LookupError, TypeError, StopIteration):
-        pass
-    try:
-        objective = run_objective(folder, binder)
-        return (None if objective is None else load_config(folder / "config.yaml").objective.name), objective
-    except (ConfigError, CheckpointError):
-        return None, None  # a page without it is better than none
+def _grouped(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Findings of one kind together, faults before warnings, each kind with its advice once."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for finding in sorted(findings, key=lambda finding: finding.severity != "fault"):
+        title = {"severity": finding.severity, "name": finding.name, "advice": finding.advice, "sentences": []}
+        group = groups.setdefault((finding.severity, finding.name), title)
+        group["sentences"].append(f"{finding.sentence} (normal: {finding.normal})")
+    return list(groups.values())

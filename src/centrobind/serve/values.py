@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from centrobind.data import Column, Limits, decode_image, decode_npy, decode_series, decode_text
+from centrobind.data.cells import ENDINGS
 from centrobind.data.sound import BINS, FLOOR, HOP, RATE, WINDOW, decode_sound, decode_wave, log_mel, mel_bands
 from centrobind.errors import DataError
 
@@ -30,6 +31,13 @@ def shows(column: Column) -> str:
     if how in ("sound", "wave"):
         return "sound"
     return {"image": "image", "sequence": "series", "text": "text", "vector": "numbers"}[column.kind]
+
+
+def endings(column: Column) -> list[str]:
+    """The endings of files that a modality can be asked with, as an import reads them."""
+    how = {"image": ("image",), "sound": ("sound",), "series": ("series", "array"), "text": ("text",)}
+    read = how.get(shows(column), ("array",))
+    return [ending for ending, kind in ENDINGS.items() if kind in read]
 
 
 def as_file(column: Column, row: int, *, sketch: bool = False) -> File:
@@ -131,9 +139,12 @@ def _decoded(content: bytes, column: Column) -> Any:
     return _of_shape(decode_npy(content, limits=LIMITS), column)
 
 
-def from_json(given: Any, column: Column) -> Any:
-    """A text, or nested lists of numbers, as a value of a modality; DataError if it is neither or does not fit."""
-    if column.kind == "text":
+def from_json(given: Any, column: Column | None) -> Any:
+    """A text, or nested lists of numbers, as a value of a modality; DataError if it is neither or does not fit.
+
+    Without a column: as a text.
+    """
+    if column is None or column.kind == "text":
         if not isinstance(given, str):
             raise DataError(f"expected a text, got {type(given).__name__}")
         return decode_text(given.encode("utf-8", "replace"), limits=LIMITS)

@@ -88,6 +88,12 @@ export class Cards {
     if (shows === "sound") item.append(playButton(this.address(modality, hit.id), caption));
     const score = make("span", "score", hit.score.toFixed(2));
     score.setAttribute("aria-label", `cosine ${hit.score.toFixed(2)}`);
+    score.title = `cosine ${hit.score.toFixed(4)}: 1 = the same direction, 0 = unrelated`;
+    if (hit.split === "train") {
+      const seen = make("span", "seen", "train");
+      seen.title = "The binder was trained on this sample: finding it proves less than finding one it never saw.";
+      item.append(seen);
+    }
     const plus = make("button", "plus", "+");
     plus.type = "button";
     plus.setAttribute("aria-label", `Add ${caption} to the query`);

@@ -27,12 +27,32 @@ async function start() {
   at("counts").textContent = `${count(about.samples)} samples · ${about.modalities.map((one) => one.name).join(" · ")}`;
   at("truth").textContent = truth();
   map = new SpaceMap(at("dots"), at("marks"), at("things"), thingAt);
-  points.sample.forEach((sample, i) => pointOf.set(key(points.modality[i], points.ids[sample]), i));
-  map.setPoints(Float64Array.from(points.x), Float64Array.from(points.y));
+  setPoints();
   fillForms();
   listen();
   read();
   document.documentElement.dataset.ready = "yes";
+  if (!points.ready) await drawn();
+}
+
+function setPoints() {
+  points.sample.forEach((sample, i) => pointOf.set(key(points.modality[i], points.ids[sample]), i));
+  map.setPoints(Float64Array.from(points.x), Float64Array.from(points.y));
+}
+
+/** The first start draws the map while everything else works already: wait for it. */
+async function drawn() {
+  while (!points.ready && !points.fault) {
+    at("truth").textContent = `The map is being drawn: ${(100 * points.done).toFixed(0)} %. The search works already.`;
+    await new Promise((done) => setTimeout(done, 700));
+    points = await get("/api/points");
+  }
+  if (points.fault) { at("truth").textContent = `There is no map: ${points.fault}`; return; }
+  about = await get("/api/about");
+  at("truth").textContent = truth();
+  setPoints();
+  paint();
+  if (state.parts.length) search();
 }
 
 const key = (modality, id) => `${modality} ${id}`;
@@ -51,10 +71,11 @@ function truth() {
 function fillForms() {
   const texts = about.modalities.filter((one) => one.shows === "text").map((one) => one.name);
   const option = (value, words) => Object.assign(make("option", "", words), { value });
-  at("modality").replaceChildren(...texts.map((name) => option(name, name)));
+  const any = texts.length > 1 ? [option("", "any text")] : [];
+  at("modality").replaceChildren(...any, ...texts.map((name) => option(name, name)));
   at("modality").hidden = texts.length < 2;
   at("text").disabled = !texts.length;
-  at("text").placeholder = texts.length ? `${texts[0]} in words` : "no modality here is text: drop a file";
+  at("text").placeholder = !texts.length ? "no modality here is text: drop a file" : any.length ? "in words" : `${texts[0]} in words`;
   at("choose").textContent = `Drop or choose ${takes(about)}`;
   const ways = [["modality", "modality"]];
   if (about.labels.length) ways.push(["label", "label"]);
@@ -116,7 +137,7 @@ function thingAt(point) {
   const [width, height] = shows === "text" || shows === "numbers" ? [132, 20] : [44, 44];
   Object.assign(holder.dataset, { width, height });
   if (shows === "text") {
-    describe(point).then(({ caption }) => { holder.textContent = caption; }, () => {});
+    describe(point).then((sample) => { holder.textContent = sample.texts[name] ?? sample.caption; }, () => {});
   } else {
     holder.append(cards.thing(name, idOf(point)));
   }
@@ -129,7 +150,7 @@ function describe(point) {
   if (described.size > 2000) described.clear();
   if (!described.has(id)) {
     const path = id.split("/").map(encodeURIComponent).join("/");
-    described.set(id, get(`/api/sample/${path}`).catch(() => ({ caption: id, label: null })));
+    described.set(id, get(`/api/sample/${path}`).catch(() => ({ caption: id, label: null, texts: {} })));
   }
   return described.get(id);
 }
@@ -148,7 +169,7 @@ async function search() {
   showParts();
   const mine = ++state.asked, wanted = state.parts.filter((part) => !part.minus);
   if (!wanted.length) {
-    at("results").replaceChildren();
+    at("results").replaceChildren(...(state.parts.length ? [] : [beginnings()]));
     at("status").textContent = state.parts.length ? "Add something to look for." : "";
     map.setMarks([], []);
     return;
@@ -172,6 +193,23 @@ async function search() {
   }
 }
 
+/** What the empty pane offers: some samples of the gallery as queries, in words where they have some. */
+function beginnings() {
+  const texts = about.modalities.filter((one) => one.shows === "text").map((one) => one.name);
+  const examples = about.examples.map((card) => {
+    const words = card.caption ?? card.id, inWords = texts.length && card.caption && card.caption !== card.label;
+    const button = make("button", "example", ...(cards.picture && !inWords ? [cards.thing(cards.picture, card.id, words)] : []), words);
+    button.type = "button";
+    button.addEventListener("click", () => {
+      if (inWords) at("text").value = words;
+      ask(inWords ? { modality: texts.length > 1 ? null : texts[0], text: words, minus: false } : { modality: null, id: card.id, minus: false });
+    });
+    return make("li", "", button);
+  });
+  const heading = make("h2", "", "Begin with", make("small", "", "or type, drop a file, or click a point of the map"));
+  return make("section", "", heading, make("ul", "examples", ...examples));
+}
+
 function show({ hits, samples, unknown }) {
   const lone = state.parts.length === 1 ? state.parts[0].id : undefined;
   const section = (title, note, modality, found) => {
@@ -182,9 +220,10 @@ function show({ hits, samples, unknown }) {
     const heading = make("h2", "", title, make("small", "", note));
     return make("section", "", heading, found.length ? list : make("p", "soft", "Nothing here."));
   };
-  const lists = Object.entries(hits).map(([name, found]) => section(name, "nearest first", name, found));
-  const together = samples.length && lists.length > 1 ? [section("samples", "all their modalities together", "", samples)] : [];
-  at("results").replaceChildren(...together, ...lists);
+  const lists = Object.entries(hits).map(([name, found]) => section(name, "nearest first, by cosine", name, found));
+  const together = samples.length && lists.length > 1 ? [section("samples", "all their modalities together, by cosine", "", samples)] : [];
+  const meaning = make("p", "soft meaning", "Cosine: 1 = the same direction, 0 = unrelated. It orders a list; between lists of different modalities it does not compare.");
+  at("results").replaceChildren(...together, ...lists, meaning);
   const first = Object.entries(hits).filter(([, found]) => found.length);
   const unseen = unknown.length ? `Never seen in training: ${unknown.join(", ")}. ` : "";
   at("status").textContent = first.length
@@ -200,7 +239,7 @@ function show({ hits, samples, unknown }) {
 /** The parts of the query, each to be turned around or taken out. */
 function showParts() {
   at("parts").replaceChildren(...state.parts.map((part) => {
-    const words = part.text ?? part.label ?? part.name ?? part.id, name = part.modality ?? "sample";
+    const words = part.text ?? part.label ?? part.name ?? part.id, name = part.modality ?? (part.text === undefined ? "sample" : "any text");
     const sign = make("button", "sign", part.minus ? "−" : "+");
     sign.type = "button";
     sign.setAttribute("aria-label", part.minus ? `Without ${words}; press to look for it` : `With ${words}; press to leave it out`);
@@ -216,8 +255,8 @@ function showParts() {
     if (part.file && shows === "sound") item.append(playButton(part.address, words));
     if (part.id !== undefined && (part.modality ? shows === "image" : cards.picture)) item.append(cards.thing(part.modality ?? cards.picture, part.id));
     if (part.id !== undefined && part.label === undefined) {
-      get(`/api/sample/${part.id.split("/").map(encodeURIComponent).join("/")}`).then(({ caption }) => {
-        part.label = caption ?? part.id;
+      get(`/api/sample/${part.id.split("/").map(encodeURIComponent).join("/")}`).then(({ caption, texts }) => {
+        part.label = texts[part.modality] ?? caption ?? part.id;
         if (item.isConnected) showParts();
       }, () => { part.label = part.id; });
     }
@@ -277,7 +316,7 @@ function read() {
 function listen() {
   const type = (also) => {
     const text = at("text").value.trim();
-    if (text) ask({ modality: at("modality").value, text, minus: false }, also);
+    if (text) ask({ modality: at("modality").value || null, text, minus: false }, also);
   };
   at("ask").addEventListener("submit", (event) => { event.preventDefault(); type(false); });
   at("also").addEventListener("click", () => type(true));
@@ -307,7 +346,7 @@ function listen() {
   });
   map.addEventListener("chosen", ({ detail }) => ask({ modality: nameOf(detail.point), id: idOf(detail.point), minus: false }, detail.also));
   map.addEventListener("walked", async ({ detail }) => {
-    const { caption, label } = await describe(detail.point);
+    const { caption: first, label, texts } = await describe(detail.point), caption = texts[nameOf(detail.point)] ?? first;
     at("spoken").textContent = `${nameOf(detail.point)}: ${caption ?? idOf(detail.point)}${label && label !== caption ? `, ${label}` : ""}`;
     tip(detail.point, map.place(detail.point));
   });
@@ -329,9 +368,9 @@ async function tip(point, place) {
   box.dataset.point = point;
   if (point < 0) { box.hidden = true; return; }
   const [x, y] = place;
-  const { caption, label } = await describe(point);
+  const { caption: first, label, texts } = await describe(point);
   if (Number(box.dataset.point) !== point) return;
-  const name = nameOf(point), shows = cards.shows[name];
+  const name = nameOf(point), shows = cards.shows[name], caption = texts[name] ?? first;
   box.replaceChildren(...(shows === "text" ? [] : [cards.thing(name, idOf(point), caption)]), make("b", "", caption ?? idOf(point)), make("span", "", [name, label !== caption && label, idOf(point)].filter(Boolean).join(" · ")));
   box.hidden = false;
   const wide = box.offsetWidth, high = box.offsetHeight;

@@ -1,6 +1,6 @@
 // What is asked for: its parts, how it travels to the server, and how it stands in the address of the page.
 
-/** One part: {modality, text} or {modality, file, name} or {id, modality or null}; `minus` = not wanted. */
+/** One part: {text, modality or null} or {modality, file, name} or {id, modality or null}; `minus` = not wanted. */
 export function sameParts(a, b) {
   return ["modality", "text", "id", "file"].every((key) => (a[key] ?? null) === (b[key] ?? null));
 }
@@ -22,15 +22,12 @@ export function body(parts, rest) {
   return { body: form };
 }
 
-/** Which modalities could a file be of? */
+/** Which modalities could a file be of? By its ending as the server reads them, else by what the browser calls it. */
 export function fitting(file, about) {
-  const name = file.name.toLowerCase(), type = file.type;
-  const kinds =
-    type.startsWith("image/") ? ["image"]
-    : type.startsWith("audio/") || /\.(wav|flac|ogg|mp3)$/.test(name) ? ["sound"]
-    : /\.(npy|csv|tsv)$/.test(name) ? ["series", "numbers"]
-    : type.startsWith("text/") || name.endsWith(".txt") ? ["text"] : [];
-  return about.modalities.filter((one) => kinds.includes(one.shows)).map((one) => one.name);
+  const name = file.name.toLowerCase(), kind = { image: "image", audio: "sound", text: "text" }[file.type.split("/")[0]];
+  const by = (test) => about.modalities.filter(test).map((one) => one.name);
+  const named = by((one) => one.files.some((ending) => name.endsWith(ending)));
+  return named.length ? named : by((one) => one.shows === kind);
 }
 
 /** What this page would take, in words. */
@@ -48,7 +45,7 @@ export function toAddress({ parts, only, colour, view }) {
   const said = [];
   for (const part of parts) {
     const sign = part.minus ? "-" : "";
-    if (part.text !== undefined) said.push([`${sign}text`, `${part.modality}:${part.text}`]);
+    if (part.text !== undefined) said.push([`${sign}text`, `${part.modality ?? ""}:${part.text}`]);
     if (part.id !== undefined) said.push([`${sign}id`, `${part.modality ?? ""}:${part.id}`]);
   }
   if (only) said.push(["only", only]);
@@ -64,7 +61,7 @@ export function fromAddress(hash, about) {
     const minus = key.startsWith("-"), what = minus ? key.slice(1) : key, colon = value.indexOf(":");
     if (what !== "text" && what !== "id") { rest[key] = value; continue; }
     const modality = value.slice(0, colon) || null;
-    if (colon < 0 || (modality ? !known.includes(modality) : what === "text")) continue;
+    if (colon < 0 || (modality && !known.includes(modality))) continue;
     parts.push({ modality, [what]: value.slice(colon + 1), minus });
   }
   const at = (rest.at ?? "").split(",").map(Number);

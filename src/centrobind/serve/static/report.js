@@ -15,7 +15,7 @@ export async function fillReport(holder, about) {
     make("p", "", `${objective}Measured on ${found.samples.toLocaleString("en")} samples ${of}.`),
     ...(names.length > 1 ? [matrix(found.matrix, names)] : []),
     make("h3", "", "Findings"),
-    found.findings.length ? make("ul", "", ...found.findings.map((text) => make("li", "", text))) : make("p", "", "Nothing looks wrong."),
+    ...(found.findings.length ? found.findings.map(finding) : [make("p", "", "Nothing looks wrong.")]),
     make("h3", "", "Geometry"),
     numbers(found.geometry),
   );
@@ -24,6 +24,12 @@ export async function fillReport(holder, about) {
     link.href = "/report"; link.target = "_blank"; link.rel = "noopener";
     holder.append(make("p", "", link));
   }
+}
+
+/** What was found of one kind, where, and what to try: the advice once, however many modalities it is about. */
+function finding({ severity, name, advice, sentences }) {
+  const title = make("h4", severity, `${severity}: ${name.replaceAll("_", " ")}`);
+  return make("section", "finding", title, make("ul", "", ...sentences.map((text) => make("li", "", text))), make("p", "soft", `Try: ${advice}.`));
 }
 
 function matrix(found, names) {
