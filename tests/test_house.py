@@ -28,7 +28,7 @@ ORDER = {
     "media sound paths cells npz importing batches builtin inspecting",
     "closed_form": "moments gcca components grams features sequences pictures texts kinds choose stream bind",
     "objectives": "anchors dense_infonce comparison batched_infonce tiles tiled_infonce infonce tiled_tuples base anchored joint table",
-    "binder": "inputs augment encoders pretrained binder checkpoint embedding features",
+    "binder": "inputs drift augment encoders pretrained binder checkpoint embedding features",
     "evaluation": "ranks relevance scores summary metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",
     "index": "engine topk segments exact lance opening asking",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from centrobind.binder.drift import adapted
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite
 from centrobind.binder.pretrained import pretrained_tower
@@ -103,12 +104,18 @@ class Binder(nn.Module):
         data = self._in_modalities(data, present, nan)
         z = torch.zeros(len(data.columns), len(data), self.dim)
         values = np.full((len(data.columns), len(data)), MISSING, np.int64)
+        adapts = {name: adapted(name, self.towers[name].inputs, each) for name, each in data.columns.items()}
         was_training = self.training
         self.eval()
         try:
             for start in range(0, len(data), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(data)))
                 batch = data.batch(rows)
+                given = {
+                    name: values if (adapt := adapts[name]) is None else adapt(values)
+                    for name, values in batch.inputs.items()
+                }
+                batch = replace(batch, inputs=given)
                 for row, name, here in zip(values, batch.modalities, batch.present.numpy()):
                     row[rows[here]] = digests(batch.inputs[name])
                 z[:, rows] = self(self.prepare(batch)).z.float().cpu()

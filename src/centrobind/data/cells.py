@@ -103,6 +103,7 @@ class CellReader:
         self.said = {name: Reading.of(text) for name, text in (readings or {}).items()}
         self.readings: dict[str, Reading] = {}  # of the columns whose cells name files
         self.firsts: dict[str, np.ndarray | str] = {}  # the first value of each column
+        self.kinds: dict[str, str] = {}  # of each column, as its first chunk was read
         self.bad: list[BadCell] = []
 
     def read(self, row: int, name: str, cell: Any) -> np.ndarray | str | None:

@@ -191,8 +191,9 @@ def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, 
             seen, present = {name: [None] * len(rows)}, {}
     texts = {**reader.said, **reader.readings}  # what was decoded from a file, or said to be text, names no file
     said = {name: "text" for name, reading in texts.items() if reading.how == "text"}
-    chosen = {name: kind for name, kind in {**said, **(kinds or {})}.items() if name in seen}
+    chosen = {name: kind for name, kind in {**said, **reader.kinds, **(kinds or {})}.items() if name in seen}
     samples = Samples.of(seen, present=present, kinds=chosen, ids=[row["id"] for row in rows], **about)
+    reader.kinds |= {name: column.kind for name, column in samples.columns.items() if name not in present}
     for name in seen.keys() & reader.readings.keys():
         samples.columns[name] = replace(samples.columns[name], reading=str(reader.readings[name]))
     return samples

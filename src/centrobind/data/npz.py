@@ -44,7 +44,10 @@ def npz_chunks(
         with zipfile.ZipFile(source) as archive, ExitStack() as opened:
             table = _table(source, _members(source, archive, opened, limits), modalities)
             for start in range(0, table.count, table.rows):
-                yield table.chunk(start, kinds or {}, nan_as_missing)
+                chunk = table.chunk(start, kinds or {}, nan_as_missing)
+                first = {name: column.kind for name, column in chunk.columns.items() if column.present.any()}
+                kinds = first | dict(kinds or {})  # the other chunks are read as this one
+                yield chunk
     except DataError:
         raise
     except (*NOT_A_ZIP, *_lzma_error()) as error:

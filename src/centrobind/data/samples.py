@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tokenize
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from centrobind.data.arrays import check_order, is_frame, refuse_paths, rows_of
 from centrobind.data.categories import Codes, unique_ids
 from centrobind.data.spread import needs_float64
 from centrobind.data.strings import Strings, will_need
-from centrobind.errors import DataError
+from centrobind.errors import CentrobindWarning, DataError
 from centrobind.types import Batch
 
 KINDS = ("vector", "sequence", "image", "text")
@@ -30,6 +31,7 @@ NOT_AN_ARRAY = (
     *(OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),
     tokenize.TokenError,
 )
+SIDE = 8  # pixels: nobody brings smaller pictures
 LARGEST = 1e38  # of a number: a third of what float32 can hold, so that differences fit
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
@@ -224,9 +226,11 @@ def column(
     if isinstance(packed, np.ndarray):
         check_finite(name, packed, np.flatnonzero(here))
         packed = compact(packed, exact)
-    guessed = kind_of(packed)
+    guessed = kind_of(packed) if kind is None else "text" if isinstance(packed, Strings) else "numbers"
     if (guessed == "text") != ((kind or guessed) == "text"):
         raise DataError(f"modality {name!r}: kind {kind!r} does not fit values that look like {guessed}")
+    if kind is None:
+        _say_how_it_was_read(name, packed, guessed)
     return Column(packed, rows, kind or guessed)
 
 
@@ -289,9 +293,43 @@ def kind_of(values: np.ndarray | Strings) -> str:
         return "text"
     if values.ndim == 2:
         return "vector"
-    # Float grids are read as (time, channels...), because sensors and features far outnumber float
-    # pictures in the data people bring; pictures come as uint8.
-    return "image" if values.dtype == np.uint8 and values.ndim in (3, 4) else "sequence"
+    if values.ndim not in (3, 4) or values.dtype == np.uint8:
+        return "image" if values.ndim in (3, 4) else "sequence"
+    # Floats are read as (time, channels...), because sensors and features far outnumber float pictures in the data
+    # people bring, but for what no sensor gives: three steps of many by many numbers, or colours between 0 and 1.
+    shape = values.shape[1:]
+    if len(shape) == 3 and 1 not in shape[1:]:
+        if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4) and min(shape[1:]) >= SIDE:
+            return "image"
+        if shape[2] in (1, 3, 4) and min(shape[:2]) >= SIDE and _may_be_pixels(values):
+            return "image"
+    return "sequence"
+
+
+def _may_be_pixels(values: np.ndarray) -> bool:
+    """Whether all numbers, of some samples, lie between 0 and 1, or are whole ones up to 65535."""
+    some = values[np.linspace(0, len(values) - 1, min(len(values), 64)).astype(np.int64)] if len(values) else values
+    if some.size == 0 or some.min() < 0:
+        return False
+    whole = bool((some == np.round(some)).all())
+    return bool(1 < some.max() <= 65535) if whole else bool(some.max() <= 1)
+
+
+def _say_how_it_was_read(name: str, values: np.ndarray | Strings, kind: str) -> None:
+    """CentrobindWarning where numbers could as well be of another kind."""
+    if isinstance(values, Strings) or values.dtype == np.uint8 or values.ndim not in (3, 4):
+        return
+    shape = " x ".join(map(str, values.shape[1:]))
+    pixels = kind == "image" and values.shape[-1] in (1, 3, 4)
+    steps = kind == "sequence" and values.ndim == 3 and min(values.shape[1:]) >= SIDE and _may_be_pixels(values)
+    if pixels or steps:
+        other = "sequence" if pixels else "image"
+        read = "pictures" if pixels else f"a sequence of {values.shape[1]} steps"
+        warnings.warn(
+            f'modality {name!r}: {shape} numbers are read as {read}; else say kinds={{{name!r}: "{other}"}}',
+            CentrobindWarning,
+            stacklevel=4,
+        )
 
 
 def channels_last(shape: Sequence[int]) -> bool:

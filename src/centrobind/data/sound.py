@@ -50,12 +50,20 @@ def decode_wave(source: bytes | str | Path, shape: tuple[int] = (64_000,), *, li
 
 
 def fit_wave(wave: np.ndarray, rate: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A decoded wave, (samples,) or (samples, channels) -> (samples,) at 16,000 a second, or (frames, bands)."""
+    """A decoded wave -> (samples,) at 16,000 a second, or (frames, bands).
+
+    (samples,), (samples, channels) or, as torchaudio and librosa have it, (channels, samples): the channels are fewer.
+    Whole numbers are brought to -1..1 by what their type can hold, as in a file.
+    """
     _check_shape(shape, len(shape))
     if wave.ndim not in (1, 2) or wave.size == 0:
         raise DataError("a sound without samples" if wave.size == 0 else f"a wave of shape {wave.shape}")
     if not RATES[0] <= rate <= RATES[1]:
         raise DataError(f"{rate} samples a second, expected {RATES[0]:,} to {RATES[1]:,}")
+    if wave.ndim == 2 and wave.shape[0] < wave.shape[1]:
+        wave = wave.T
+    if wave.dtype.kind in "iu":
+        wave = _scaled(wave)
     if not np.isfinite(wave).all():
         raise DataError("a sound with NaN or inf in its samples")
     wanted = shape[0] if len(shape) == 1 else shape[0] * HOP
@@ -63,6 +71,15 @@ def fit_wave(wave: np.ndarray, rate: int, shape: tuple[int, ...]) -> np.ndarray:
     wave = resampled(needed.mean(1) if needed.ndim == 2 else needed, rate)[:wanted]
     wave = np.pad(wave, (0, wanted - len(wave)))
     return wave if len(shape) == 1 else log_mel(torch.from_numpy(wave), shape[1]).numpy()
+
+
+def _scaled(wave: np.ndarray) -> np.ndarray:
+    """Whole numbers as fractions of what their type can hold: 16 bits are -32768 to 32767, 8 bits are 0 to 255."""
+    limits = np.iinfo(wave.dtype)
+    if limits.bits > 32:
+        raise DataError("a wave of 64-bit whole numbers; how loud is 1? Make it int16, or floats between -1 and 1")
+    half = (limits.max + 1) / (1 if limits.min < 0 else 2)
+    return ((wave - (0 if limits.min < 0 else half)) / half).astype(np.float32)
 
 
 def _check_shape(shape: tuple[int, ...], axes: int) -> None:
