@@ -290,6 +290,25 @@ def test_more_samples_than_memory_give_the_same_form(monkeypatch):
     )
 
 
+def test_features_handed_in_are_not_changed():
+    first = fit_closed_form(easy(), dim=8)
+    before = {name: module.describe() for name, module in first.features.items()}
+    again = fit_closed_form(easy(), dim=8, anchor="a", features=first.features)
+    assert {name: module.describe() for name, module in first.features.items()} == before
+    straight = learned_features("vector", np.random.default_rng(0).normal(size=(30, 4)))[0]
+    plain = straight.without_kernel()
+    assert straight.kernel is not None and plain.kernel is None and "kernel.basis" not in plain.state_dict()
+    assert again.embed(easy()).dim == 8
+
+
+def test_a_rare_modality_is_among_the_samples_that_settings_are_chosen_on(monkeypatch):
+    monkeypatch.setattr("centrobind.closed_form.bind.CHOSEN_ON", 40)
+    rare = [[float(i), 1.0] if i % 40 == 1 else None for i in range(120)]
+    form = fit_closed_form(easy(rare=rare), dim=4)
+    z = form.embed(easy(rare=rare))
+    assert torch.isfinite(z.z).all() and int(z.present[3].sum()) == 3
+
+
 def test_the_closed_form_finds_what_belongs_together():
     form = fit_closed_form(easy())
     scores = retrieval(form.embed(easy().take(slice(0, 60))))

@@ -21,6 +21,7 @@ from centrobind.types import Embeddings, unit
 DYNAMIC = "dynamic"
 FEW, MANY_FOLDS, FEW_FOLDS = 1000, 5, 3  # where samples are few, folds are small and their scores noisy
 CHOSEN_ON = 10_000  # samples that cross-validation uses
+LEAST = 200  # of these that have a modality, if there are as many
 FEW_SAMPLES, MOST_FEATURES, MOST_TOGETHER = 2000, 512, 2048
 REFINED = 1500  # largest eigenproblem that settings of single modalities are tried with
 MOST_DIMS = 256
@@ -60,6 +61,15 @@ class ClosedForm:
         )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Samples with their features, ready for any anchor."""
+
+    samples: Samples
+    features: dict[str, Features]
+    folds: Folds  # of all samples, or of CHOSEN_ON of them
+
+
 def fit_closed_form(
     samples: Samples,
     *,
@@ -73,44 +83,71 @@ def fit_closed_form(
     """The dynamic anchor (MAXVAR generalised CCA) of these samples, or ridge regression to a fixed `anchor` modality.
 
     All `samples` are learned from; none is held back in the end. `dim`: columns of the matrices; the dimension used is
-    chosen up to it. `groups`: (N,) integers, samples of one group stay in one fold (default: the samples' own groups).
-    `features`: learned ones, to be used again. Raises DataError for an unknown anchor or when no two modalities share
-    a sample.
+    chosen up to it, by default up to 256. `groups`: (N,) integers, samples of one group stay in one fold (default: the
+    samples' own groups). `features`: learned ones, to be used again; they are not changed. Raises DataError for an
+    unknown anchor, for a modality without samples, and when no two modalities share a sample.
     """
-    names = samples.modalities
-    if anchor != DYNAMIC and anchor not in names:
-        raise DataError(f"anchor {anchor!r}: expected {DYNAMIC!r} or one of {list(names)}")
+    prepared = prepare_closed_form(samples, groups=groups, features=features, seed=seed, device=device)
+    return solve_closed_form(prepared, dim=dim, anchor=anchor)
+
+
+def prepare_closed_form(
+    samples: Samples,
+    *,
+    groups: np.ndarray | None = None,
+    features: Mapping[str, Features] | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Prepared:
+    """Features and folds, the same for every anchor; see fit_closed_form."""
     check_pairs(samples)
     if groups is None and samples.group is not None:
         groups = samples.group.codes
-    picked = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CHOSEN_ON)).astype(np.int64))
+    picked = _picked(samples)
     if features is None:
         modules, folds = learn_all(samples.take(picked), seed, device)
     else:
-        modules = {name: features[name].to(device) for name in names}
+        modules = {name: features[name].to(device) for name in samples.modalities}
         folds = look(modules, samples.take(picked))
     count = MANY_FOLDS if len(picked) <= FEW else FEW_FOLDS
-    folds.fold_of = torch.from_numpy(
-        fold_numbers(len(picked), count, groups=None if groups is None else groups[picked], seed=seed)
-    ).to(folds.present.device)
+    own = None if groups is None else groups[picked]
+    folds.fold_of = torch.from_numpy(fold_numbers(len(picked), count, groups=own, seed=seed)).to(folds.present.device)
+    return Prepared(samples, modules, folds)
+
+
+def solve_closed_form(prepared: Prepared, *, dim: int | None = None, anchor: str = DYNAMIC) -> ClosedForm:
+    """Settings by cross-validation, then the maps from all samples; see fit_closed_form."""
+    samples, folds, names = prepared.samples, prepared.folds, prepared.samples.modalities
+    if anchor != DYNAMIC and anchor not in names:
+        raise DataError(f"anchor {anchor!r}: expected {DYNAMIC!r} or one of {list(names)}")
     weights = [1.0 if anchor in (DYNAMIC, name) else REST for name in names]
-    total = sum(x[LINEAR].shape[1] for x in folds.features)
-    most_dims = int(min(dim or MOST_DIMS, total, max(len(picked) // 2, 2)))
-    choice = choose(folds, dim=most_dims, weights=weights, refine=min(total, len(picked)) <= REFINED)
+    total, rows = sum(x[LINEAR].shape[1] for x in folds.features), folds.present.shape[1]
+    most_dims = int(min(dim or MOST_DIMS, total, max(rows // 2, 2)))
+    choice = choose(folds, dim=most_dims, weights=weights, refine=min(total, rows) <= REFINED)
     settings = choice.settings
-    for module, form in zip(modules.values(), settings.forms):
-        if form == LINEAR:
-            module.kernel = None
-    everything = folds.whole(settings.forms) if len(picked) == len(samples) else principal(stream(modules, samples))
+    modules = {
+        name: module.without_kernel() if form == LINEAR else module
+        for (name, module), form in zip(prepared.features.items(), settings.forms)
+    }
+    everything = folds.whole(settings.forms) if rows == len(samples) else principal(stream(modules, samples))
     solution = solve(everything, ridge=settings.ridge, weights=settings.weights, dim=settings.dim)
     scale = solution.spectrum**settings.power
-    wide = dim or settings.dim
     matrix, bias = {}, {}
     for name, w, mean in zip(names, solution.maps, solution.means):
-        full = w.new_zeros(len(w), wide)
+        full = w.new_zeros(len(w), dim or settings.dim)
         full[:, : w.shape[1]] = w * scale
         matrix[name], bias[name] = full.float(), -(mean @ full).float()
     return ClosedForm(modules, matrix, bias, solution.spectrum, choice, anchor)
+
+
+def _picked(samples: Samples) -> np.ndarray:
+    """Up to CHOSEN_ON samples, evenly spread, and some of every modality that is hardly among them."""
+    picked = np.linspace(0, len(samples) - 1, min(len(samples), CHOSEN_ON)).astype(np.int64)
+    for here in samples.present:
+        if here[picked].sum() < LEAST:
+            rows = np.flatnonzero(here)
+            picked = np.union1d(picked, rows[np.linspace(0, len(rows) - 1, min(len(rows), LEAST)).astype(np.int64)])
+    return np.unique(picked)
 
 
 def learn_all(samples: Samples, seed: int = 0, device: torch.device | None = None) -> tuple[dict[str, Features], Folds]:

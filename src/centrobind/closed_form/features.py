@@ -6,6 +6,7 @@ is saved as its state_dict and its `describe()`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,13 @@ class Features(nn.Module):
         """Values as stored, (n, ...) -> (n, width) on the module's device."""
         x = self.linear(values)
         return x if self.kernel is None else self.kernel(x)
+
+    def without_kernel(self) -> Features:
+        """The same, sharing all tensors, ending in principal components."""
+        other = copy.copy(self)
+        other._modules = {name: module for name, module in self._modules.items() if name != "kernel"}
+        other.kernel = None
+        return other
 
     def linear(self, values: Any) -> Tensor:
         """The principal components that the kernel, if there is one, starts from."""

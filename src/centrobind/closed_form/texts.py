@@ -15,6 +15,7 @@ from centrobind.closed_form.features import Features
 from centrobind.closed_form.grams import count_grams, count_words
 
 MOST_BUCKETS = 50_000
+SHARES = (1.0, 0.5)  # lengths of a text's n-grams and of its words: names of places lost one point at equal lengths
 
 
 class TextFeatures(Features):
@@ -46,7 +47,7 @@ class TextFeatures(Features):
         return projected - self.components.mean @ basis
 
     def _weighted(self, counts: Sequence[sparse.csr_matrix]) -> sparse.csr_matrix:
-        """(n, raw) TF-IDF, each block's rows of length 1."""
+        """(n, raw) TF-IDF, the rows of each block of one length."""
         blocks = []
         for number, table in enumerate(counts):
             buckets, rarity = (getattr(self, f"{name}_{number}").cpu().numpy() for name in ("buckets", "rarity"))
@@ -54,7 +55,7 @@ class TextFeatures(Features):
             table.data = 1 + np.log(table.data)
             table = table.multiply(rarity[None]).tocsr()
             length = np.sqrt(np.asarray(table.multiply(table).sum(1)).ravel())
-            blocks.append(sparse.diags(1 / np.maximum(length, 1e-12)) @ table)
+            blocks.append(sparse.diags(SHARES[number] / np.maximum(length, 1e-12)) @ table)
         return sparse.hstack(blocks).tocsr().astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
