@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pages
 import torch
 
 from centrobind.closed_form.bind import DYNAMIC, ClosedForm, Prepared, prepare_closed_form, solve_closed_form
@@ -35,7 +36,6 @@ SETS = (
     "mustard690",
     "mustard210",
 )
-START, END = "<!-- closed form -->", "<!-- end of closed form -->"
 
 
 def open_set(name: str, folder: Path) -> Samples:
@@ -88,19 +88,15 @@ def run(name: str, folder: Path) -> dict[str, dict[str, object]]:
     return rows
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: the dynamic anchor beside the best fixed one of each measure."""
-    lines = [
-        "| data | dynamic: mean / worst / R@10 | best fixed of each measure | processor seconds |",
-        "|---|---|---|---|",
-    ]
-    measures = ("recall@1", "worst recall@1", "recall@10")
-    for name, rows in results.items():
-        ours = " / ".join(f"{rows[DYNAMIC][key]:.1f}" for key in measures)
-        fixed = [row for anchor, row in rows.items() if anchor != DYNAMIC]
-        theirs = " / ".join(f"{max(row[key] for row in fixed):.1f}" for key in measures)
-        lines.append(f"| {name} | {ours} | {theirs} | {rows[DYNAMIC]['seconds']:.0f} |")
-    return "\n".join(lines)
+def summary(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The dynamic anchor beside the best fixed one of each measure."""
+    measures, rows = ("recall@1", "worst recall@1", "recall@10"), []
+    for name, anchors in results.items():
+        fixed = [scores for anchor, scores in anchors.items() if anchor != DYNAMIC]
+        ours = " / ".join(f"{anchors[DYNAMIC][key]:.1f}" for key in measures)
+        theirs = " / ".join(f"{max(scores[key] for scores in fixed):.1f}" for key in measures)
+        rows.append([name, ours, theirs, f"{anchors[DYNAMIC]['seconds']:.0f}"])
+    return pages.table(["data", "dynamic", "best fixed of each measure", "processor seconds"], rows)
 
 
 def main() -> None:
@@ -114,9 +110,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.page:
-        text = options.page.read_text()
-        before, _, rest = text.partition(START)
-        options.page.write_text(f"{before}{START}\n{table(results)}\n{END}{rest.partition(END)[2]}")
+        pages.fill(options.page, {"closed form": summary(results)})
         return
     for name in options.sets:
         if name not in results:

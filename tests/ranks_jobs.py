@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import build_binder
+from centrobind.closed_form.bind import fit_closed_form
 from centrobind.data import ReadAhead, Samples, train_and_valid
 from centrobind.distributed import gather, joined
 from centrobind.errors import CentrobindError, Stopped
@@ -303,6 +304,13 @@ def one_dies(team, folder):
     """A rank is killed in step 3; the others must not wait for it."""
     with seen_rows(3, (lambda: os._exit(9)) if team.rank == 1 else int):
         return said(lambda: trained(team, folder))
+
+
+def closed_form(team):
+    """Maps that come from sums over all samples, each rank's share of them; settings from a part of them."""
+    with mock.patch("centrobind.closed_form.bind.CHOSEN_ON", 40), mock.patch("centrobind.closed_form.stream.CHUNK", 7):
+        form = fit_closed_form(mixed_samples(), dim=4)
+    return {name: (form.matrix[name], form.bias[name]) for name in form.features}, form.choice.scores
 
 
 def start(size, jobs, folder: Path) -> list[dict]:

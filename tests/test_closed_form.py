@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import ranks_jobs
 from centrobind.closed_form.bind import fit_closed_form
 from centrobind.closed_form.choose import fold_numbers, mean_reciprocal_rank
 from centrobind.closed_form.components import Kernel
@@ -14,6 +15,7 @@ from centrobind.closed_form.grams import BITS, LONGEST, count_grams, count_words
 from centrobind.closed_form.kinds import learned_features, rebuilt_features
 from centrobind.closed_form.moments import Moments
 from centrobind.data import Samples
+from centrobind.distributed import ALONE
 from centrobind.errors import DataError
 from centrobind.evaluation.metrics import retrieval
 
@@ -339,3 +341,15 @@ def test_what_cannot_be_bound_is_refused():
     apart = Samples.of({"a": [[1.0, 2.0]] * 4 + [None] * 4, "b": [None] * 4 + [[1.0, 2.0]] * 4})
     with pytest.raises(DataError, match="two of the modalities"):
         fit_closed_form(apart)
+
+
+def test_two_ranks_find_what_one_process_finds(tmp_path):
+    ranks = [found["closed_form"] for found in ranks_jobs.start(2, [("closed_form",)], tmp_path)]
+    maps, scores = ranks_jobs.closed_form(ALONE)
+    for rank in ranks:
+        assert not isinstance(rank, str), rank
+        theirs, their_scores = rank
+        assert their_scores == pytest.approx(scores)
+        same_up_to_sign([m for m, _ in theirs.values()], [m for m, _ in maps.values()], 1e-5)
+    for name in maps:
+        assert torch.equal(ranks[0][0][name][0], ranks[1][0][name][0])

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from centrobind.closed_form.choose import KERNEL, LINEAR, REST, Choice, Folds, choose, fold_numbers
 from centrobind.closed_form.features import Features
-from centrobind.closed_form.gcca import principal, solve
+from centrobind.closed_form.gcca import Solution, principal, solve
 from centrobind.closed_form.kinds import learned_features
 from centrobind.closed_form.stream import CHUNK, stream
 from centrobind.data import Samples, sameness
+from centrobind.distributed import team as our_team
 from centrobind.errors import DataError
 from centrobind.types import Embeddings, unit
 
@@ -104,15 +105,19 @@ def prepare_closed_form(
     if groups is None and samples.group is not None:
         groups = samples.group.codes
     picked = _picked(samples)
-    if features is None:
-        modules, folds = learn_all(samples.take(picked), seed, device)
-    else:
+
+    def on_leader() -> tuple[dict[str, Features], Folds]:
+        if features is None:
+            return learn_all(samples.take(picked), seed, device)
         modules = {name: features[name].to(device) for name in samples.modalities}
-        folds = look(modules, samples.take(picked))
+        return modules, look(modules, samples.take(picked))
+
+    # Not on every rank: a rank that rounds otherwise would turn its features, and sums over ranks would mix them.
+    modules, folds = our_team().from_leader(on_leader)
     count = MANY_FOLDS if len(picked) <= FEW else FEW_FOLDS
     own = None if groups is None else groups[picked]
     folds.fold_of = torch.from_numpy(fold_numbers(len(picked), count, groups=own, seed=seed)).to(folds.present.device)
-    return Prepared(samples, modules, folds)
+    return Prepared(samples, {name: module.to(device) for name, module in modules.items()}, folds)
 
 
 def solve_closed_form(prepared: Prepared, *, dim: int | None = None, anchor: str = DYNAMIC) -> ClosedForm:
@@ -123,14 +128,20 @@ def solve_closed_form(prepared: Prepared, *, dim: int | None = None, anchor: str
     weights = [1.0 if anchor in (DYNAMIC, name) else REST for name in names]
     total, rows = sum(x[LINEAR].shape[1] for x in folds.features), folds.present.shape[1]
     most_dims = int(min(dim or MOST_DIMS, total, max(rows // 2, 2)))
-    choice = choose(folds, dim=most_dims, weights=weights, refine=min(total, rows) <= REFINED)
+    team, refine = our_team(), min(total, rows) <= REFINED
+    choice = team.from_leader(lambda: choose(folds, dim=most_dims, weights=weights, refine=refine))
     settings = choice.settings
     modules = {
         name: module.without_kernel() if form == LINEAR else module
         for (name, module), form in zip(prepared.features.items(), settings.forms)
     }
-    everything = folds.whole(settings.forms) if rows == len(samples) else principal(stream(modules, samples))
-    solution = solve(everything, ridge=settings.ridge, weights=settings.weights, dim=settings.dim)
+    moments = None if rows == len(samples) else stream(modules, samples)
+
+    def on_leader() -> Solution:
+        everything = folds.whole(settings.forms) if moments is None else principal(moments)
+        return solve(everything, ridge=settings.ridge, weights=settings.weights, dim=settings.dim)
+
+    solution = team.from_leader(on_leader)
     scale = solution.spectrum**settings.power
     matrix, bias = {}, {}
     for name, w, mean in zip(names, solution.maps, solution.means):
