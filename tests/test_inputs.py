@@ -1,3 +1,6 @@
+import unicodedata
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from centrobind.binder.binder import rebuild_binder
 from centrobind.binder.checkpoint import TOWERS, read_tensors, write_tensors
 from centrobind.binder.inputs import INPUTS, Numbers, Pixels, Words, split_words
 from centrobind.data import Samples, open_store, read_chunks, write_store
-from centrobind.errors import CheckpointError, DataError, StoreError
+from centrobind.errors import CentrobindWarning, CheckpointError, DataError, StoreError
 
 
 def learned(kind, values, present=None, **options):
@@ -206,3 +209,49 @@ def test_forged_memories_of_training_are_refused(tmp_path, seen):
     write_tensors(tmp_path / "c.safetensors", tensors, state)
     with pytest.raises(CheckpointError, match="do not fit its description"):
         cb.load(tmp_path / "c")
+
+
+def test_composed_and_decomposed_texts_are_one():
+    texts = ["café noir", "crème brûlée", "naïve art", "über alles"] * 10
+    other = np.random.default_rng(0).normal(size=(40, 5))
+    apart = [unicodedata.normalize("NFD", text) for text in texts]
+    assert apart[0] != texts[0]
+    for given in (texts, apart):
+        binder = cb.fit({"a": given, "b": other}, steps=2, dim=4, show_progress=False)
+        assert (
+            sorted(binder.towers["a"].inputs.words())[:2] == ["alles", "art"]
+            and "café" in binder.describe()["towers"]["a"]["words"]
+        )
+        assert torch.equal(binder.embed({"a": texts}).z, binder.embed({"a": apart}).z)
+        assert binder.towers["a"].inputs.unknown(apart[0]) == []
+    description = binder.describe()
+    assert description["towers"]["a"].pop("seen") == {"form": "NFC"}
+    old = rebuild_binder(description)
+    assert "seen" not in old.describe()["towers"]["a"]
+    assert old.towers["a"].inputs([apart[0]]).tolist() != old.towers["a"].inputs([texts[0]]).tolist()
+
+
+def test_long_texts_are_said_to_be_cut_and_can_be_read_to_their_end():
+    words = [f"w{i}" for i in range(70)]
+    texts = [" ".join([*words, f"end{i % 5}"]) for i in range(40)]
+    other = np.random.default_rng(0).normal(size=(40, 5))
+    with pytest.warns(CentrobindWarning, match="'a': 36 of 36 texts are longer than the 64 words"):
+        binder = cb.fit({"a": texts, "b": other}, steps=2, dim=4, show_progress=False)
+    assert torch.equal(binder.embed({"a": texts[:1]}).z, binder.embed({"a": texts[1:2]}).z)
+    for longest in (32, 128):
+        encoders = {"a": {"encoder": "transformer", "longest": longest}}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            binder = cb.fit({"a": texts, "b": other}, encoders=encoders, steps=2, dim=4, show_progress=False)
+        assert len(caught) == (longest == 32)
+        again = rebuild_binder(binder.describe())
+        again.load_state_dict(binder.state_dict())
+        for each in (binder, again.eval()):
+            assert torch.equal(each.embed({"a": texts[:1]}).z, each.embed({"a": texts[1:2]}).z) == (longest == 32)
+
+
+def test_a_few_long_texts_are_no_news():
+    texts = ["short one"] * 150 + ["x " * 100]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cb.fit({"a": texts, "b": np.arange(302.0).reshape(151, 2)}, steps=1, dim=4, batch_size=40, show_progress=False)

@@ -50,6 +50,7 @@ def test_values():
     assert len(said) == 2 and said[0].startswith("c: 4 features move by less than 100 steps of float32"), said
     finding(Samples.of({"a": twice}), "50 of 100 values repeat")
     finding(Samples.of({"a": ["x", "  ", "y"]}), "1 texts are blank")
+    finding(Samples.of({"a": ["x " * 64, "x " * 65, "y"]}), "1 of 3 texts have more than 64 words")
 
 
 def test_splits():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from centrobind.binder.drift import adapted
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
-from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite
+from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite, warn_of_long_texts
 from centrobind.binder.pretrained import pretrained_tower
 from centrobind.data import MISSING, Nan, Samples, digests, same_things
 from centrobind.distributed import placed
@@ -214,6 +214,7 @@ def build_binder(
         inputs.learn(column)
         with seeded(seed, number):
             towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim)
+        warn_of_long_texts(name, towers[name].inputs, column)
     return Binder(towers, dim)
 
 
@@ -261,4 +262,7 @@ def _tower(
     except TypeError as error:
         takes = list(inspect.signature(make).parameters)[1:]
         raise ConfigError(f"encoder {kind!r} of {name!r}: {error}; it takes {takes}") from None
-    return Tower(inputs, make(inputs.shape, **wanted), dim, {"encoder": kind, **wanted})
+    encoder = make(inputs.shape, **wanted)
+    if isinstance(inputs, Words) and "longest" in wanted and (inputs.seen or wanted["longest"] < inputs.longest):
+        inputs.longest = wanted["longest"]  # of earlier binders' texts 64 words were read, whatever the encoder holds
+    return Tower(inputs, encoder, dim, {"encoder": kind, **wanted})

@@ -6,6 +6,8 @@ What is learned here (means, a vocabulary) is learned from the training split on
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from centrobind.data import Column, Strings, channels_last, feature_moments
-from centrobind.errors import DataError
+from centrobind.data import WORDS_READ, Column, Strings, channels_last, feature_moments
+from centrobind.errors import CentrobindWarning, DataError
 
 MOST_ROWS = 10_000  # enough to know a mean to 1 %; a store may hold 40 million
 SMALLEST = 1e-36  # below, float32 loses digits: no unit that anyone measures in
@@ -115,13 +117,19 @@ class Pixels(Standardised):
 
 
 class Words(nn.Module):
-    """Text: lower-case words and punctuation marks as numbers, 0 = nothing there, 1 = never seen in training."""
+    """Text: lower-case words and punctuation marks as numbers, 0 = nothing there, 1 = never seen in training.
 
-    def __init__(self, kind: str = "text", shape: tuple[int, ...] = (), *, most: int = 50_000, longest: int = 64):
+    Of a text the first `longest` words are read. Characters are composed (NFC) first: e and an accent are é.
+    """
+
+    def __init__(
+        self, kind: str = "text", shape: tuple[int, ...] = (), *, most: int = 50_000, longest: int = WORDS_READ
+    ):
         super().__init__()
         self.kind, self.raw_shape = kind, ()
         self.most, self.longest = most, longest
         self.vocabulary: dict[str, int] = {}
+        self.seen: dict[str, Any] = {"form": "NFC"}  # binders of earlier versions have none and take texts as they are
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,23 +142,33 @@ class Words(nn.Module):
         counts: Counter[str] = Counter()
         for start in range(0, min(len(rows), 100 * MOST_ROWS), MOST_ROWS):
             for text in column.values[rows[start : start + MOST_ROWS]]:
-                counts.update(split_words(text))
+                counts.update(self.split(text))
         # Ties are ordered by the word itself, so that the numbering does not hang on the order of the data.
         common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: self.most]
         self.set_words([word for word, _ in common])
 
     def forward(self, texts: list[str]) -> Tensor:
-        numbers = [[self.vocabulary.get(word, 1) for word in split_words(text)[: self.longest]] for text in texts]
+        numbers = [[self.vocabulary.get(word, 1) for word in self.split(text)[: self.longest]] for text in texts]
         longest = max(map(len, numbers), default=0) or 1
         padded = [row + [0] * (longest - len(row)) for row in numbers]
         return torch.tensor(padded, dtype=torch.long).reshape(len(texts), longest)
+
+    def split(self, text: str) -> list[str]:
+        """Words and punctuation marks, in the form that training saw."""
+        return split_words(unicodedata.normalize("NFC", text) if self.seen else text)
+
+    def recall(self, seen: Mapping[str, Any]) -> None:
+        """The form of texts, out of a binder's description; ValueError if it is another one."""
+        if dict(seen) != {"form": "NFC"}:
+            raise ValueError(f"texts of form {seen}")
+        self.seen = dict(seen)
 
     def words(self) -> list[str]:
         return list(self.vocabulary)
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that training never saw; the encoder takes all of them for the same one."""
-        return [word for word in dict.fromkeys(split_words(text)) if word not in self.vocabulary]
+        return [word for word in dict.fromkeys(self.split(text)) if word not in self.vocabulary]
 
     def set_words(self, words: list[str]) -> None:
         self.vocabulary = {word: number for number, word in enumerate(words, start=2)}
@@ -174,6 +192,8 @@ def described_inputs(about: Mapping[str, Any]) -> nn.Module:
         inputs.set_words(about["words"])
     if "seen" in about:
         inputs.recall(about["seen"])
+    else:
+        inputs.seen = {}
     return inputs
 
 
@@ -191,6 +211,22 @@ def refuse_nonfinite(name: str, column: Column, ids: Strings) -> None:
         raise DataError(
             f"modality {name!r}: NaN or inf in {int((~finite).sum())} of the {len(rows)} values looked at, first ids "
             f"{ids[owners[:5]]}; the data changed after it was imported: import it again, or mark them as missing"
+        )
+
+
+def warn_of_long_texts(name: str, inputs: nn.Module, column: Column) -> None:
+    """CentrobindWarning if more than one text in a hundred is cut."""
+    if not isinstance(inputs, Words) or not isinstance(column.values, Strings):
+        return
+    texts = column.values[_some_rows(column)]
+    long = sum(len(text) > inputs.longest and len(inputs.split(text)) > inputs.longest for text in texts)
+    if long > 0.01 * len(texts):
+        warnings.warn(
+            f"modality {name!r}: {long} of {len(texts)} texts are longer than the {inputs.longest} words that are read "
+            'of each; put first what matters, or say encoders={"'
+            f'{name}": {{"encoder": "transformer", "longest": 256}}}}',
+            CentrobindWarning,
+            stacklevel=3,
         )
 
 

@@ -15,11 +15,12 @@ from centrobind.data.samples import Column, Nan, Samples, channels_last
 from centrobind.data.sound import decode_sound, decode_wave, log_mel
 from centrobind.data.spread import feature_moments
 from centrobind.data.store import write_store
-from centrobind.data.strings import Strings
+from centrobind.data.strings import WORDS_READ, Strings
 
 __all__ = [
     "LIMITS",
     "MISSING",
+    "WORDS_READ",
     "BadCell",
     "Codes",
     "Column",

@@ -13,7 +13,7 @@ import numpy as np
 from centrobind.data.categories import Codes
 from centrobind.data.samples import Column, Samples
 from centrobind.data.spread import feature_moments
-from centrobind.data.strings import Strings
+from centrobind.data.strings import WORDS_READ, Strings
 
 MOST_ROWS = 20_000  # values that are looked at per modality, evenly spread
 MOST_NUMBERS = 2**24  # in them: of large samples fewer are looked at
@@ -89,6 +89,11 @@ def _values(samples: Samples) -> list[str]:
         if isinstance(values, list):
             if blank := sum(not text.strip() for text in values):
                 said.append(f"{name}: {blank} texts are blank; leave the cell empty to mark them missing")
+            if long := sum(len(text.split()) > WORDS_READ for text in values):
+                said.append(
+                    f"{name}: {long} of {len(values)} texts have more than {WORDS_READ} words; encoders read the first "
+                    f"{WORDS_READ} unless their option `longest` says otherwise"
+                )
         elif values.dtype.kind == "f":
             said += _numbers(name, values.reshape(len(values), -1))
     return said

@@ -13,6 +13,8 @@ import numpy as np
 
 from centrobind.errors import StoreError
 
+WORDS_READ = 64  # of a text, unless an encoder says otherwise
+
 
 def will_need(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
     """Tell the system which rows of a memory-mapped array are read next, so that it fetches them all at once.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from centrobind.binder.binder import Binder
-from centrobind.binder.inputs import Words, split_words
+from centrobind.binder.inputs import Words
 from centrobind.data import decode_image, decode_npy, decode_series, decode_sound, decode_text
 from centrobind.errors import DataError
 from centrobind.index.opening import Index
@@ -70,7 +70,7 @@ def unknown_words(binder: Binder, modality: str, text: Any) -> list[str]:
     if not isinstance(text, str) or not isinstance(inputs, Words):
         return []
     unknown = inputs.unknown(text)
-    if len(unknown) == len(set(split_words(text))):
+    if len(unknown) == len(set(inputs.split(text))):
         what = f"none of its words was seen in training ({', '.join(unknown[:5])})" if unknown else "has no word"
         raise DataError(f"{modality} {text[:60]!r}: {what}, so nothing is near it; use other words, or a file or an id")
     return unknown
