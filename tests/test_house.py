@@ -25,7 +25,7 @@ ORDER = {
     "types": "",
     "distributed": "",
     "data": "strings arrays spread categories samples repeats identity store opening "
-    "media sound paths cells npz importing batches builtin inspecting",
+    "media sound decoding paths cells npz importing batches builtin inspecting",
     "closed_form": "moments gcca components grams features sequences pictures texts kinds choose stream bind",
     "objectives": "anchors dense_infonce comparison batched_infonce tiles tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs drift augment encoders pretrained binder checkpoint embedding features",

@@ -481,7 +481,7 @@ def test_every_ending_that_is_offered_can_be_asked_with(world):
                 Image.new("RGB", (9, 9)).save(buffer, pictures[ending])
                 content = buffer.getvalue()
             elif ending == ".npy":
-                content = npy(numbers if name == "series" else np.arange(5.0))
+                content = npy(gallery.samples.columns[name].take(np.arange(9))[0])
             elif ending in (".csv", ".tsv"):
                 mark = "," if ending == ".csv" else "\t"
                 content = "\n".join(mark.join(map(str, row)) for row in numbers.tolist()).encode()
@@ -631,14 +631,14 @@ def test_files_are_decoded_one_at_a_time(world, monkeypatch):
     _, _, app = world
     running, most = [0], [0]
 
-    def slow(content, shape, **_):
+    def slow(kind, shape, *_, **__):
         running[0] += 1
         most[0] = max(most[0], running[0])
         time.sleep(0.02)
         running[0] -= 1
         return np.zeros(shape, np.uint8)
 
-    monkeypatch.setattr("centrobind.serve.values.decode_image", slow)
+    monkeypatch.setattr("centrobind.serve.values.decode_as", slow)
     body, headers = form({"query": [{"modality": "picture", "file": "f"}]}, f=png(np.zeros((9, 9), np.uint8)))
     statuses = []
     asks = [

@@ -42,11 +42,12 @@ class Tower(nn.Module):
 class Binder(nn.Module):
     """Towers for any number of modalities; what `fit` returns, what `load` opens."""
 
-    def __init__(self, towers: Mapping[str, Tower], dim: int):
+    def __init__(self, towers: Mapping[str, Tower], dim: int, readings: Mapping[str, str] | None = None):
         super().__init__()
         # x_: a ModuleDict refuses keys such as "type" or "pop", which are fair names for a modality.
         self._towers = nn.ModuleDict({f"x_{name}": tower for name, tower in towers.items()})
         self.dim = dim
+        self.readings = dict(readings or {})  # how files became values, where they did: a query has to be decoded alike
         self._fingerprint: tuple[object, str] | None = None  # of which weights it is, and what it is
 
     @property
@@ -153,7 +154,7 @@ class Binder(nn.Module):
                 towers[name]["words"] = inputs.words()
             if getattr(inputs, "seen", None):
                 towers[name]["seen"] = inputs.seen
-        return {"dim": self.dim, "towers": towers}
+        return {"dim": self.dim, "towers": towers} | ({"readings": self.readings} if self.readings else {})
 
     @property
     def fingerprint(self) -> str:
@@ -215,7 +216,7 @@ def build_binder(
         with seeded(seed, number):
             towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim)
         warn_of_long_texts(name, towers[name].inputs, column)
-    return Binder(towers, dim)
+    return Binder(towers, dim, {name: column.reading for name, column in samples.columns.items() if column.reading})
 
 
 def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Module] | None = None) -> Binder:
@@ -231,7 +232,8 @@ def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Mod
                     f"modality {name!r} was trained with an encoder of your own; load with encoders={{{name!r}: ...}}"
                 )
         towers[name] = _tower(name, inputs, wanted, description["dim"], weights=False)
-    return Binder(towers, description["dim"])
+    readings = {str(name): str(reading) for name, reading in description.get("readings", {}).items()}
+    return Binder(towers, description["dim"], readings)
 
 
 def _tower(

@@ -4,7 +4,8 @@ from centrobind.data.arrays import listed
 from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
 from centrobind.data.builtin import glyphs, synthetic, xor
 from centrobind.data.categories import Codes
-from centrobind.data.cells import BadCell, Reading
+from centrobind.data.cells import BadCell
+from centrobind.data.decoding import Reading
 from centrobind.data.identity import difference, identity
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples

@@ -8,8 +8,7 @@ at once.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,61 +16,14 @@ from typing import Any
 import numpy as np
 
 from centrobind.data.arrays import dense
-from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text, fit_picture
+from centrobind.data.decoding import ENDINGS, Reading, reading_for
+from centrobind.data.media import LIMITS, Limits, fit_picture
 from centrobind.data.paths import path_inside, printable
 from centrobind.data.samples import NOT_AN_ARRAY
-from centrobind.data.sound import decode_sound, decode_wave, fit_wave
+from centrobind.data.sound import fit_wave
 from centrobind.errors import DataError, ExtraError
 
-# Ways to read a file, and the shape of what comes out where none is said; None = as it is in the file.
-DECODERS: dict[str, tuple[Callable[..., np.ndarray | str], tuple[int, ...] | None]] = {
-    "image": (decode_image, (64, 64, 3)),
-    "sound": (decode_sound, (400, 64)),
-    "wave": (decode_wave, (64_000,)),
-    "series": (decode_series, None),
-    "array": (decode_npy, None),
-    "text": (decode_text, None),
-}
-ENDINGS = {
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "image"),
-    **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), "sound"),
-    **dict.fromkeys((".csv", ".tsv"), "series"),
-    ".npy": "array",
-    ".txt": "text",
-}
-
-
 ABOUT = ("id", "label", "split", "group")  # columns that describe a sample rather than show it
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the files of a column become samples of one shape; as text "image:64x64x3"."""
-
-    how: str  # one of DECODERS
-    shape: tuple[int, ...] | None
-
-    @classmethod
-    def of(cls, text: str) -> Reading:
-        """From its text; DataError if it is none."""
-        how, colon, sizes = text.partition(":")
-        if how not in DECODERS or how == "array":
-            raise DataError(f"read as {text!r}: expected one of {[way for way in DECODERS if way != 'array']}")
-        if colon and (how == "text" or not re.fullmatch(r"\d{1,9}(x\d{1,9}){0,3}", sizes)):
-            raise DataError(
-                f"read as {text!r}: expected a shape after the colon, such as image:64x64x3 or sound:400x64"
-            )
-        return cls(how, tuple(map(int, sizes.split("x"))) if colon else DECODERS[how][1])
-
-    def __str__(self) -> str:
-        return self.how + (":" + "x".join(map(str, self.shape)) if self.shape else "")
-
-    def decode(self, source: bytes | str | Path, limits: Limits = LIMITS) -> np.ndarray | str:
-        """The value in a file; DataError says why there is none."""
-        decoder, _ = DECODERS[self.how]
-        if self.how in ("text", "array"):
-            return decoder(source, limits=limits)
-        return decoder(source, self.shape, limits=limits)
 
 
 @dataclass(frozen=True)
@@ -177,9 +129,10 @@ class CellReader:
     def _file(self, name: str, cell: str, reading: Reading | None, ending: str) -> np.ndarray | str:
         """What is in a file of the manifest's folder; the first of a column says how the others are read."""
         if reading is None:
-            if ending not in ENDINGS:
-                raise DataError(f"{cell}: expected the ending {', '.join(ENDINGS)}")
-            reading = Reading(ENDINGS[ending], DECODERS[ENDINGS[ending]][1])
+            try:
+                reading = reading_for(ending)
+            except DataError as error:
+                raise DataError(f"{printable(cell)}: {error}") from None
         self.readings.setdefault(name, reading)
         try:
             return reading.decode(path_inside(self.folder, cell), self.limits)
@@ -211,19 +164,18 @@ class CellReader:
                 "path, or in the cell itself; JSON cannot hold bytes"
             )
         if reading is None:
-            how = ENDINGS.get(ending) or "image"  # packed pictures often come without a name
-            reading = Reading(how, DECODERS[how][1])
+            reading = reading_for(ending if ending in ENDINGS else ".png")  # packed pictures often have no name
         self.readings.setdefault(name, reading)
         return reading.decode(content, self.limits)
 
     def _object(self, name: str, cell: Any, reading: Reading | None) -> np.ndarray:
         """Numbers, or a picture or a sound that somebody decoded already."""
         if hasattr(cell, "getbands"):  # pillow's
-            reading = reading or Reading("image", DECODERS["image"][1])
+            reading = reading or Reading.of("image")
             self.readings.setdefault(name, reading)
             return fit_picture(cell, reading.shape, self.limits)
         if isinstance(cell, Mapping) and {"array", "sampling_rate"} <= set(cell):
-            reading = reading or Reading("sound", DECODERS["sound"][1])
+            reading = reading or Reading.of("sound")
             self.readings.setdefault(name, reading)
             return fit_wave(np.asarray(cell["array"]), int(cell["sampling_rate"]), reading.shape)
         return numbers(cell)

@@ -11,19 +11,12 @@ from torch import Tensor
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.inputs import Words
-from centrobind.data import decode_image, decode_npy, decode_series, decode_sound, decode_text
+from centrobind.data import decode_npy
+from centrobind.data.decoding import ENDINGS, decode_as, endings, ways
 from centrobind.errors import DataError
 from centrobind.index.opening import Index
 from centrobind.types import unit
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-KINDS = {  # the ending of a file -> the kind of modality it can be; an array can be any, by its shape
-    **dict.fromkeys(PICTURES, "image"),
-    **dict.fromkeys((*SOUNDS, ".csv"), "sequence"),
-    ".txt": "text",
-    ".npy": "array",
-}
 SAME = 1e-3  # a query that keeps less of its length than this is made of rounding, not of meaning
 
 
@@ -136,17 +129,31 @@ class Question:
 
     def _file(self, name: str | None, value: str) -> Given:
         path = Path(value)
-        kind = KINDS.get(path.suffix.lower())
-        if kind is None:
-            raise DataError(f"{path}: expected a file ending with one of {' '.join(KINDS)}")
+        ending = path.suffix.lower()
         try:
-            array = decode_npy(path) if kind == "array" else None
-            name = name or self._only(kind, str(path), None if array is None else array.shape)
-            shape = self.binder.towers[name].inputs.raw_shape
-            decoded = array if array is not None else _decoded(kind, path, shape)
+            name = name or self._of_file(path, ending)
+            inputs = self.binder.towers[name].inputs
+            reading = self.binder.readings.get(name, "")
+            decoded = decode_as(inputs.kind, inputs.raw_shape, reading, path, ending=ending)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         return self._embedded(name, decoded)
+
+    def _of_file(self, path: Path, ending: str) -> str:
+        """The one modality that this file can be a value of; of an array, one of its shape before others."""
+        if ending not in ENDINGS:
+            raise DataError(f"expected a file ending with one of {' '.join(ENDINGS)}")
+        inputs = {name: tower.inputs for name, tower in self.binder.towers.items()}
+        known = {name: (each.kind, self.binder.readings.get(name, "")) for name, each in inputs.items()}
+        fits, of = [name for name in known if ending in endings(*known[name])], f"{ending} files"
+        if ending == ".npy":
+            shape = decode_npy(path).shape
+            same = [name for name in fits if inputs[name].raw_shape == shape]
+            series = [
+                name for name in fits if ways(*known[name])[0] == "series" and inputs[name].raw_shape[1:] == shape[1:]
+            ]
+            fits, of = same or series, f"array of shape {shape}"
+        return self._one_of(fits, "it", of)
 
     def _sample(self, name: str | None, value: str) -> Given:
         """All that a sample has, or one modality of it."""
@@ -155,27 +162,16 @@ class Question:
         emb = self.index.embeddings([value])
         return [(name, emb[name]) for name, here in zip(emb.modalities, emb.present) if here.all()]
 
-    def _only(self, kind: str, what: str, shape: tuple[int, ...] | None = None) -> str:
-        """The one modality that a value of this kind can be."""
-        fits = [
-            name
-            for name, tower in self.binder.towers.items()
-            if (tower.inputs.raw_shape == shape if kind == "array" else tower.inputs.kind == kind)
-        ]
+    def _only(self, kind: str, what: str) -> str:
+        """The one modality of this kind."""
+        return self._one_of([name for name, known in self.binder.kinds.items() if known == kind], what, kind)
+
+    def _one_of(self, fits: list[str], what: str, of: str) -> str:
         if len(fits) == 1:
             return fits[0]
-        has = ", ".join(f"{name} ({tower.inputs.kind})" for name, tower in self.binder.towers.items())
-        of = f"{kind} of shape {shape}" if shape is not None else kind
-        raise DataError(
-            f"{what} could be any of {fits}; say which: {fits[0]}=..."
-            if fits
-            else f"{what}: the binder has no modality for {of}, its modalities are {has}"
+        if fits:
+            raise DataError(f"{what} could be any of {fits}; say which: {fits[0]}=...")
+        has = ", ".join(
+            f"{name} ({self.binder.readings.get(name) or kind})" for name, kind in self.binder.kinds.items()
         )
-
-
-def _decoded(kind: str, path: Path, shape: tuple[int, ...]) -> Any:
-    if kind == "image":
-        return decode_image(path, shape)
-    if kind == "text":
-        return decode_text(path)
-    return decode_sound(path, shape) if path.suffix.lower() in SOUNDS else decode_series(path, shape)
+        raise DataError(f"{what}: the binder has no modality for {of}, its modalities are {has}")

@@ -18,6 +18,7 @@ from centrobind.binder.binder import Binder
 from centrobind.binder.embedding import embed_views
 from centrobind.binder.inputs import Words
 from centrobind.data import Samples
+from centrobind.data.decoding import endings
 from centrobind.errors import DataError
 from centrobind.evaluation.diagnose import examine
 from centrobind.evaluation.findings import Finding
@@ -27,7 +28,7 @@ from centrobind.index.asking import Given, combined, embedded, unknown_words
 from centrobind.objectives.base import Objective
 from centrobind.report.atlas import Atlas
 from centrobind.serve.drawing import Drawing
-from centrobind.serve.values import File, as_file, endings, shows
+from centrobind.serve.values import File, as_file, shows
 from centrobind.types import unit
 
 MOST_MEASURED = 4000  # samples that the report looks at
@@ -89,7 +90,7 @@ class Gallery:
                 "kind": column.kind,
                 "shape": list(column.shape),
                 "present": int(column.present.sum()),
-                "files": endings(column),
+                "files": list(endings(column.kind, column.reading)),
             }
             for name, column in self.samples.columns.items()
         ]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from centrobind.data import Column, Limits, decode_image, decode_npy, decode_series, decode_text
-from centrobind.data.cells import ENDINGS
-from centrobind.data.sound import BINS, FLOOR, HOP, RATE, WINDOW, decode_sound, decode_wave, log_mel, mel_bands
+from centrobind.data import Column, Limits, decode_text
+from centrobind.data.decoding import decode_as, of_shape
+from centrobind.data.sound import BINS, FLOOR, HOP, RATE, WINDOW, log_mel, mel_bands
 from centrobind.errors import DataError
 
 # Tighter than for an import, whose files the user chose: these come from whoever can reach the page.
@@ -31,13 +31,6 @@ def shows(column: Column) -> str:
     if how in ("sound", "wave"):
         return "sound"
     return {"image": "image", "sequence": "series", "text": "text", "vector": "numbers"}[column.kind]
-
-
-def endings(column: Column) -> list[str]:
-    """The endings of files that a modality can be asked with, as an import reads them."""
-    how = {"image": ("image",), "sound": ("sound",), "series": ("series", "array"), "text": ("text",)}
-    read = how.get(shows(column), ("array",))
-    return [ending for ending, kind in ENDINGS.items() if kind in read]
 
 
 def as_file(column: Column, row: int, *, sketch: bool = False) -> File:
@@ -121,22 +114,7 @@ def from_upload(content: bytes, column: Column) -> Any:
     One file at a time, whatever the number of threads: each may take some hundred megabytes for a moment.
     """
     with _DECODING:
-        return _decoded(content, column)
-
-
-def _decoded(content: bytes, column: Column) -> Any:
-    how = column.reading.partition(":")[0]
-    if column.kind == "image":
-        return decode_image(content, column.shape, limits=LIMITS)
-    if column.kind == "text":
-        return decode_text(content, limits=LIMITS)
-    if how == "sound":
-        return decode_sound(content, column.shape, limits=LIMITS)
-    if how == "wave":
-        return decode_wave(content, column.shape, limits=LIMITS)
-    if column.kind == "sequence":
-        return decode_series(content, column.shape, limits=LIMITS)
-    return _of_shape(decode_npy(content, limits=LIMITS), column)
+        return decode_as(column.kind, column.shape, column.reading, content, limits=LIMITS)
 
 
 def from_json(given: Any, column: Column | None) -> Any:
@@ -154,13 +132,5 @@ def from_json(given: Any, column: Column | None) -> Any:
         values = np.array(given)
     except ValueError:
         raise DataError("expected lists of numbers, all of one length") from None
-    return _of_shape(values, column)
-
-
-def _of_shape(values: np.ndarray, column: Column) -> np.ndarray:
-    if values.dtype.kind not in "biuf" or values.shape != column.shape:
-        raise DataError(f"expected numbers of shape {list(column.shape)}, got {values.dtype} of {list(values.shape)}")
-    values = np.asarray(values, np.float64)  # as written: embedding subtracts the mean before it rounds
-    if not np.isfinite(values).all():
-        raise DataError("expected finite numbers, got NaN or inf")
-    return values
+    # As written: embedding subtracts the mean before it rounds.
+    return np.asarray(of_shape(values, column.shape), np.float64)
