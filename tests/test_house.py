@@ -25,7 +25,7 @@ ORDER = {
     "types": "",
     "distributed": "",
     "data": "strings arrays spread categories samples repeats identity store opening "
-    "media sound decoding paths cells npz importing batches builtin inspecting",
+    "media sound decoding paths cells npz importing intake batches builtin inspecting",
     "closed_form": "moments gcca components grams features sequences pictures texts kinds choose stream bind",
     "objectives": "anchors dense_infonce comparison batched_infonce tiles tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs drift augment encoders pretrained binder checkpoint embedding features",
@@ -88,7 +88,7 @@ def test_public_names():
         """
         AllPairs AnchorInfoNCE Binder CentroBind CentrobindError CentrobindWarning Embeddings FABind LearnedCentroid LeaveOneOut
         OBJECTIVES Objective RandomAnchor Samples TrainConfig Unimodal WeightedCentroid __version__ anchors build_index diagnose
-        evaluate fit glyphs load open_index open_store query retrieval save synthetic write_store
+        evaluate fit from_mudata glyphs load open_index open_store query retrieval save synthetic write_store
         """.split()
     )
 

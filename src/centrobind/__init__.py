@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test keeps it equal to the
     from centrobind.binder.checkpoint import load as load
     from centrobind.binder.checkpoint import save as save
     from centrobind.data import Samples as Samples
+    from centrobind.data import from_mudata as from_mudata
     from centrobind.data import open_store as open_store
     from centrobind.data import write_store as write_store
     from centrobind.data.builtin import glyphs as glyphs
@@ -67,6 +68,7 @@ _PUBLIC = {
     "open_index": "index",
     "query": "index",
     "open_store": "data",
+    "from_mudata": "data",
     "write_store": "data",
     "glyphs": "data.builtin",
     "synthetic": "data.builtin",

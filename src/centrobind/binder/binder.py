@@ -17,7 +17,7 @@ from centrobind.binder.drift import adapted
 from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite, warn_of_long_texts
 from centrobind.binder.pretrained import pretrained_tower
-from centrobind.data import MISSING, Nan, Samples, digests, same_things
+from centrobind.data import MISSING, Nan, Samples, as_samples, digests, same_things
 from centrobind.distributed import placed
 from centrobind.errors import ConfigError, DataError
 from centrobind.seeds import seeded
@@ -137,7 +137,7 @@ class Binder(nn.Module):
                 data, present=present, kinds={name: self.kinds[name] for name in data}, nan=nan, exact=True
             )
         else:
-            data = Samples.of(data, present=present, nan=nan)
+            data = as_samples(data, present=present, nan=nan)
         names = [name for name in self.modalities if name in data.columns]
         if not names:
             known, got = list(self.modalities), list(data.modalities)

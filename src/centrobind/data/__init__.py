@@ -9,6 +9,7 @@ from centrobind.data.decoding import Reading
 from centrobind.data.identity import difference, identity
 from centrobind.data.importing import dataset_chunks, read_chunks, record_chunks
 from centrobind.data.inspecting import Inspection, inspect_samples
+from centrobind.data.intake import as_samples, from_mudata, joined
 from centrobind.data.media import LIMITS, Limits, decode_image, decode_npy, decode_series, decode_text
 from centrobind.data.opening import open_store
 from centrobind.data.repeats import MISSING, digests, kinship, same_things, sameness
@@ -33,6 +34,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "Strings",
+    "as_samples",
     "assign_splits",
     "channels_last",
     "dataset_chunks",
@@ -45,9 +47,11 @@ __all__ = [
     "difference",
     "digests",
     "feature_moments",
+    "from_mudata",
     "glyphs",
     "identity",
     "inspect_samples",
+    "joined",
     "kinship",
     "listed",
     "log_mel",

@@ -365,7 +365,7 @@ def _mapping(arrays: Any) -> Mapping[str, Any]:
     elif hasattr(arrays, "shape"):
         how = 'name the array: {"image": array}'
     elif hasattr(arrays, "mod") or hasattr(arrays, "obs_names"):
-        how = 'take its modalities apart: {"rna": mdata["rna"].to_df(), ...}'
+        how = 'cb.from_mudata(mudata) makes Samples of it; AnnData is one modality, {"rna": adata.to_df()}'
     else:
         how = (
             "rows of a data set, dicts with a value per modality, are read by centrobind.data.dataset_chunks: "

@@ -12,7 +12,7 @@ from torch import nn
 
 from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, read_tensors
-from centrobind.data import Nan, Samples, open_store, train_and_valid
+from centrobind.data import Nan, Samples, as_samples, open_store, train_and_valid
 from centrobind.data.builtin import DATASETS
 from centrobind.distributed import team as our_team
 from centrobind.errors import ConfigError, Stopped
@@ -84,7 +84,7 @@ def fit(
     `train=TrainConfig(...)`. Raises DataError or ConfigError, before the first step where it can; Ctrl-C raises
     Interrupted, a KeyboardInterrupt with the best weights so far: `except KeyboardInterrupt as stop: stop.binder`.
     """
-    samples = Samples.of(data, present=present, kinds=kinds, nan=nan)
+    samples = as_samples(data, present=present, kinds=kinds, nan=nan)
     config = fit_settings(train, dict(settings), valid if isinstance(valid, float) else None)
     own = isinstance(objective, Objective)
     named = objective if isinstance(objective, Mapping) else {"name": objective}
