@@ -556,3 +556,40 @@ def test_vectors_that_are_not_of_unit_length_are_refused(tmp_path, engine):
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         rounded = [f"{dtype}{i}" for i in range(9)]
         index.add(Embeddings(more.z.to(dtype), more.present, more.modalities, np.array(rounded)))
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 9])
+def test_few_queries_find_what_many_find(tmp_path, queries):
+    """Few are multiplied another way and in larger blocks: over segments, gaps, deletions and filters, hits are equal."""
+    index = made(tmp_path / "i", some_embeddings(300, dim=24))
+    index.add(some_embeddings(90, dim=24, seed=1, prefix="n"), label=label_of([f"n{i}" for i in range(90)]))
+    asked = torch.nn.functional.normalize(torch.randn(40, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    for change in (lambda: None, lambda: index.delete(["s3", "s200", "n5"]), index.compact):
+        change()
+        for where in ({}, {"label": "a"}):
+            for want, k in (("image", 5), ("sound", 1), ("name", 1000)):
+                together = index.search(asked, want, k, where)
+                for start in range(0, len(asked), queries):
+                    some = index.search(asked[start : start + queries], want, k, where)
+                    part = slice(start, start + queries)
+                    assert some.ids == together.ids[part] and some.scores == together.scores[part]
+                    assert some.rows == together.rows[part]
+
+
+def test_products_are_products():
+    z, q = torch.randn(700, 33), torch.randn(9, 33)
+    for count in (1, 3, 4, 9):
+        for vectors in (z, z[::2], z.T.contiguous().T):
+            found = topk.products(q[:count], vectors)
+            assert torch.allclose(found.double(), q[:count].double() @ vectors.double().T, atol=1e-5)
+
+
+def test_a_snapshot_remembers_what_is_searched_and_a_write_begins_anew(tmp_path):
+    index = made(tmp_path / "i", some_embeddings(50))
+    index.search(torch.ones(6), "image")
+    before = index._engine.now
+    kept = before._searched[(0, "image")]
+    index.search(torch.ones(6), "image", where={"label": "a"})
+    assert before._searched[(0, "image")] is kept
+    index.delete([index.search(torch.ones(6), "image").ids[0][0]])
+    assert index._engine.now is not before and not index._engine.now._searched

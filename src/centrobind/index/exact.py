@@ -27,7 +27,7 @@ from centrobind.index.segments import (
     write_segment,
     writing,
 )
-from centrobind.index.topk import BLOCK, Nearest
+from centrobind.index.topk import BLOCK, QUERIES, Nearest
 
 
 class Snapshot:
@@ -40,6 +40,7 @@ class Snapshot:
         self.starts = np.cumsum([0, *(len(one) for one in self.segments)])  # of segments, the dead counted
         self.rows = np.cumsum(self.alive) - 1  # of samples, the dead counted too
         self.places = np.flatnonzero(self.alive)  # of rows, among samples with the dead counted
+        self._searched: dict[tuple[int, str], tuple[Tensor, np.ndarray | None]] = {}
 
     def __len__(self) -> int:
         return len(self.places)
@@ -51,6 +52,20 @@ class Snapshot:
         for number in np.unique(owner):
             which = np.flatnonzero(owner == number)
             yield self.segments[number], which, places[which] - self.starts[number]
+
+    def owners(self, segment: Segment, modality: str) -> np.ndarray:
+        """(n,) which of a segment's samples have the modality; its values lie in the order of the samples."""
+        return np.flatnonzero(segment.samples.columns[modality].present)
+
+    def searched(self, segment: Segment, modality: str) -> tuple[Tensor, np.ndarray | None]:
+        """(n,) the rows of a segment's values, and which of them live, None for all; kept for the next search."""
+        key = segment.number, modality
+        if key not in self._searched:
+            owners = self.owners(segment, modality)
+            start = next(start for start, other in zip(self.starts, self.segments) if other is segment)
+            living = segment.alive[owners]
+            self._searched[key] = torch.from_numpy(self.rows[start + owners]), None if living.all() else living
+        return self._searched[key]
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -150,22 +165,24 @@ class Exact:
     ) -> tuple[list[list[float]], list[list[int]], list[list[str]]]:
         now = self.now  # one snapshot to the end, whatever another thread refreshes meanwhile
         found = Nearest(queries.to(self.device), k)
-        for start, segment in zip(now.starts, now.segments):
+        # What is picked is copied, so that only a whole block may be larger for fewer queries.
+        whole = BLOCK * max(1, min(8, QUERIES // max(len(queries), 1)))
+        for segment in now.segments:
             if modality not in segment.vectors:
                 continue
-            owners = np.flatnonzero(segment.samples.columns[modality].present)  # values lie in the order of the samples
-            allowed = now.allowed(segment, where)[owners]
-            rows = now.rows[start + owners]
+            rows, living = now.searched(segment, modality)
+            allowed = now.allowed(segment, where)[now.owners(segment, modality)] if where else living
             vectors = self._on_device(segment, modality)
-            for begin in range(0, len(owners), BLOCK):
-                part = slice(begin, begin + BLOCK)
-                picked = np.flatnonzero(allowed[part])
-                if len(picked) == 0:
-                    continue
-                block = vectors[part]
-                if len(picked) < len(block):
-                    block = block[torch.from_numpy(picked).to(block.device)]
-                found.see(torch.from_numpy(rows[part][picked]).to(self.device), block.to(self.device))
+            size = whole if allowed is None else BLOCK
+            for begin in range(0, len(rows), size):
+                part = slice(begin, begin + size)
+                block, numbers = vectors[part], rows[part]
+                if allowed is not None:
+                    picked = torch.from_numpy(np.flatnonzero(allowed[part]))
+                    if len(picked) == 0:
+                        continue
+                    block, numbers = block[picked.to(block.device)], numbers[picked]
+                found.see(numbers.to(self.device), block.to(self.device))
         scores, hits = found.result()
         flat = np.array([row for one in hits for row in one], np.int64)
         names: list[str] = [""] * len(flat)

@@ -7,16 +7,30 @@ vectors have equal scores, and ties go to the lower row.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 QUERIES = 256  # at a time: scores of 256 queries x 32,768 vectors are 32 MB
+FEW = 4  # queries
 BLOCK = 32_768  # vectors at a time, for callers that make the stream
 PAIRS = 65_536  # scored again at a time: 64 MB at 128 dimensions
 LOOSE = 8  # times k: the share that may pass the bar before the block's own k-th best is looked for
 
 # Relative error of one product of numbers, by how torch multiplies float32 matrices.
 _ROUNDING = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-7}
+
+
+def products(queries: Tensor, vectors: Tensor) -> Tensor:
+    """(q, n) float32 products of queries and vectors.
+
+    One query meets each vector once, so that memory sets the pace: einsum reads 100,000 x 128 in 2.9 ms on one core,
+    where the libraries' matrix products take 7.4 (torch) and 10.3 (numpy). From FEW queries on those are faster.
+    """
+    if len(queries) >= FEW or vectors.device.type != "cpu" or vectors.dtype != torch.float32:
+        return queries @ vectors.T
+    rows = [np.einsum("nd,d->n", vectors.numpy(), query) for query in queries.contiguous().numpy()]
+    return torch.from_numpy(np.stack(rows))
 
 
 class Nearest:
@@ -44,9 +58,10 @@ class Nearest:
 
     def _candidates(self, start: int, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, bar = self.queries[start : start + QUERIES], self.bar[start : start + QUERIES]
-        scores = queries @ vectors.T
+        scores = products(queries, vectors)
         passing = scores >= bar[:, None]
-        if self.k < len(vectors) and passing.sum() > LOOSE * self.k * len(queries):
+        first = len(self.row) == 0  # nothing is below the bar yet
+        if self.k < len(vectors) and (first or passing.sum() > LOOSE * self.k * len(queries)):
             bar = torch.maximum(bar, scores.topk(self.k).values[:, -1] - self.slack)
             passing = scores >= bar[:, None]
         query, column = passing.nonzero(as_tuple=True)
