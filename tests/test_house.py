@@ -32,7 +32,7 @@ ORDER = {
     "evaluation": "ranks relevance scores summary metrics evaluate realignment bounds findings diagnose",
     "report": "tables plots page atlas",
     "index": "engine topk segments exact lance opening asking",
-    "training": "config run_folder shard gradcache step optimizer state replay journal loop fit memory",
+    "training": "config run_folder shard gradcache step optimizer finite state replay journal loop fit memory",
     "arena": "contenders plan trials schedule standings pages demo",
     "serve": "values drawing gallery opening access guard connection models description api app",
     "cli": "terminal show search serve main",

@@ -66,7 +66,7 @@ class Team:
         texts = [name for name in numbers if prepared.inputs[name].ndim == 2]
         if self.size == 1 or not texts:
             return prepared
-        own = torch.tensor([prepared.inputs[name].shape[1] for name in texts], device=prepared.present.device)
+        own = torch.tensor([prepared.inputs[name].shape[1] for name in texts], device=self.device)
         widths = self._reduce(own, dist.ReduceOp.MAX).tolist()
         padded = {
             name: F.pad(prepared.inputs[name], (0, width - prepared.inputs[name].shape[1]))

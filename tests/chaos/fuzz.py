@@ -41,6 +41,7 @@ from centrobind.data.store import checksum
 from centrobind.errors import CentrobindError, RunError
 from centrobind.objectives.table import LeaveOneOut
 from centrobind.training.config import TrainConfig
+from centrobind.training.finite import FiniteSteps
 from centrobind.training.loop import train
 from centrobind.training.optimizer import make_optimizer
 from centrobind.training.replay import replay
@@ -197,7 +198,8 @@ def go_on(path: Path) -> None:
     binder = load(path / "best.safetensors")
     modules = torch.nn.ModuleDict({"towers": binder, "objective": LeaveOneOut()})
     optimizer = make_optimizer(modules, TrainConfig())
-    TrainingState(modules, optimizer, Sampler(1000, 6), Best()).restore(tensors, state)
+    finite = FiniteSteps(optimizer, binder.device, 1)
+    TrainingState(modules, optimizer, Sampler(16, 6), Best(), state.get("data", {}), finite).restore(tensors, state)
     for parameter in modules.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

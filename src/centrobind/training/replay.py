@@ -149,7 +149,7 @@ def _bad_inputs(binder: Binder, batch: Batch, ids: Sequence[str]):
     for name, here in zip(batch.modalities, batch.present):
         bad = ~torch.isfinite(batch.inputs[name]).flatten(1).all(1)
         if bad.any():
-            yield f"inputs of {name} (samples {_some(ids, here.nonzero()[:, 0][bad])})"
+            yield f"inputs of {name} (samples {_some(ids, here.cpu().nonzero()[:, 0][bad.cpu()])})"
 
 
 def _bad_embeddings(what: str, embeddings: Embeddings, ids: Sequence[str]):

@@ -15,6 +15,7 @@ from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_tensors
 from centrobind.data import Sampler, difference
 from centrobind.errors import CheckpointError
+from centrobind.training.finite import FiniteSteps
 from centrobind.training.run_folder import RunFolder
 from centrobind.training.shard import load_whole, part_of
 
@@ -62,6 +63,7 @@ class TrainingState:
     sampler: Sampler
     best: Best
     data: Mapping[str, Any]  # which data it is trained on, see identity
+    finite: FiniteSteps
     step: int = 0
 
     def snapshot(self, place: Mapping[str, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -128,7 +130,7 @@ class TrainingState:
         if moments["step"].shape != () or moments["step"].dtype != torch.float32:
             raise ValueError(f"the optimizer's step of {name} is no number")
         self.optimizer.state[parameter] = {
-            key: value if key == "step" else part_of(value.to(parameter.device), like=parameter)
+            key: value.to(parameter.device) if key == "step" else part_of(value.to(parameter.device), like=parameter)
             for key, value in moments.items()
         }
 
