@@ -23,6 +23,7 @@ from centrobind.data import ReadAhead, Samples, train_and_valid
 from centrobind.distributed import gather, joined
 from centrobind.errors import CentrobindError, Stopped
 from centrobind.objectives import infonce, tiled_tuples, tiles
+from centrobind.objectives.anchored import AnchorInfoNCE
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.seeds import seeded
 from centrobind.training import loop as train_module
@@ -283,19 +284,22 @@ def said(make):
 
 def mistakes(team, folder):
     """What each rank says to mistakes that only some ranks can see."""
-    rows = np.arange(60)  # the first half has a, the second b: there is no positive
+    rows = np.arange(60)  # the first half has a, the second b, the last two both: hardly a batch would have a positive
+    present = {"a": (rows < 30) | (rows > 57), "b": rows >= 30}
+    learn = Samples.of({"a": np.eye(60), "b": np.eye(60)}, present=present)
 
-    def nothing_to_learn():
-        present = {"a": rows < 30, "b": rows >= 30}
-        learn = Samples.of({"a": np.eye(60), "b": np.eye(60)}, present=present)
-        binder = build_binder(learn, dim=4)
-        settings = SETTINGS.model_copy(update={"batch_size": 4, "steps": 60})
-        train(binder, make_objective("leave_one_out", learn.modalities), learn, None, settings)
+    def few_pairs(objective):
+        train(build_binder(learn, dim=4), objective, learn, None, SETTINGS.model_copy(update={"batch_size": 4}))
+
+    def nobody(views):
+        """An anchor that no sample has, which is not known before the step."""
+        return views.with_z(views.z, views.present & False)
 
     return {
+        "few pairs": said(lambda: few_pairs(make_objective("leave_one_out", learn.modalities))),
         "another seed": said(lambda: trained(team, folder / "a", seed=team.rank)),
         "a taken folder": said(lambda: team.from_leader(lambda: RunFolder(folder / "a"))),
-        "no positive": said(nothing_to_learn),
+        "no positive": said(lambda: few_pairs(AnchorInfoNCE(nobody))),
         "fine": said(lambda: team.from_leader(lambda: None)),
     }
 
