@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from centrobind.binder.binder import build_binder
 from centrobind.binder.checkpoint import load
 from centrobind.data import Samples, train_and_valid
-from centrobind.errors import RunError
+from centrobind.errors import DataError, RunError
+from centrobind.objectives.anchored import AnchorInfoNCE
 from centrobind.objectives.table import LeaveOneOut
 from centrobind.training import loop
 from centrobind.training.config import TrainConfig
@@ -73,12 +74,13 @@ def reads(steps, missing, monkeypatch, chunk):
 @pytest.mark.parametrize("chunk", [None, 64])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_how_often_a_step_waits(waiting, missing, chunk, monkeypatch):
-    """The rest is the comparison itself, in objectives/."""
+    """Once in ten steps for training, and once in each for the comparison, which looks how far its exponents reach."""
     few, more = (reads(steps, missing, monkeypatch, chunk) for steps in (10, 30))
     per_step = {name: (more[name] - few[name]) / 20 for name in more}
     outside = {name: count for name, count in per_step.items() if not name.startswith("objectives/")}
     assert outside["training/finite.py"] == 0.1
     assert sum(outside.values()) <= 0.1 + 1e-9, per_step
+    assert sum(per_step.values()) <= 2, per_step
 
 
 def test_looking_seldom_changes_no_number(mixed, tmp_path, monkeypatch):
@@ -133,3 +135,15 @@ def test_a_step_that_is_not_finite_is_found_at_the_next_look_and_can_be_done_aga
     assert again.step == 14 and not (math.isfinite(again.loss) and math.isfinite(again.gradient))
     _, state = folder.read_last()
     assert state["step"] == 12 and all(torch.isfinite(value).all() for value in load(tmp_path / "broken").parameters())
+
+
+def test_a_batch_without_a_positive_is_named_though_nobody_asks(mixed, waiting):
+    """Its loss is not finite, and doing the step again says why."""
+    learn, _ = train_and_valid(mixed)
+
+    def nobody(views):
+        return views.with_z(views.z, views.present & False)
+
+    settings = TrainConfig(steps=20, batch_size=16)
+    with pytest.raises(DataError, match="nothing to learn from in this batch"):
+        train(build_binder(learn, dim=4), AnchorInfoNCE(nobody), learn, None, settings)

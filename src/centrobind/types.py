@@ -154,6 +154,11 @@ class Embeddings:
             moved.__dict__["complete"] = self.complete
         return moved
 
+    def knowing(self, complete: bool) -> Embeddings:
+        """These embeddings, and whether nothing is missing, where that is known in main memory."""
+        self.__dict__["complete"] = complete
+        return self
+
     @cached_property
     def complete(self) -> bool:
         """Whether nothing is missing; only where that is not known from how these were made, the device is asked."""

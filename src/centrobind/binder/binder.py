@@ -73,8 +73,8 @@ class Binder(nn.Module):
 
     def forward(self, prepared: Batch) -> Embeddings:
         """A prepared batch -> its embeddings, zeros where a modality is missing."""
-        rows = []
-        for name, here in zip(prepared.modalities, prepared.present.cpu().numpy()):
+        rows, known = [], prepared.present.cpu().numpy()
+        for name, here in zip(prepared.modalities, known):
             given, place = prepared.inputs[name], prepared.place and prepared.place[name]
             count = len(given)
             if count == 0:  # a row of zeros stands in: attention refuses none, and divided towers need all their layers
@@ -87,7 +87,8 @@ class Binder(nn.Module):
                 z = z.new_zeros(len(here), self.dim).index_copy(0, places, z)
             rows.append(z)
         present = prepared.present.to(rows[0].device, non_blocking=True)
-        return Embeddings(torch.stack(rows), present, prepared.modalities, prepared.ids)
+        z = Embeddings(torch.stack(rows), present, prepared.modalities, prepared.ids)
+        return z.knowing(complete=bool(known.all()))
 
     @torch.no_grad()
     def embed(

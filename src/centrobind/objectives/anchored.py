@@ -11,7 +11,7 @@ from torch import Tensor
 from centrobind.errors import DataError
 from centrobind.objectives import anchors
 from centrobind.objectives.anchors import Anchor
-from centrobind.objectives.base import Loss, Objective
+from centrobind.objectives.base import Loss, Objective, is_sure
 from centrobind.objectives.infonce import InfoNCE, infonce
 from centrobind.seeds import seeded
 from centrobind.types import Embeddings
@@ -150,7 +150,7 @@ def _mean_of_terms(terms: InfoNCE, weights: Tensor | None = None) -> Tensor:
     if weights is None and isinstance(terms.positives, int) and terms.positives:
         return terms.means.mean()
     learnable = terms.count > 0 if weights is None else (terms.count > 0) & (weights > 0)
-    if not learnable.any():
+    if not is_sure() and not learnable.any():
         raise DataError(
             "nothing to learn from in this batch: no sample has both a modality and an anchor for it; "
             "expected some samples with two modalities present"

@@ -9,7 +9,9 @@ out.parts["leak"]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +22,27 @@ from centrobind.errors import ConfigError, DataError
 from centrobind.types import Embeddings
 
 LOWEST, HIGHEST = 0.003, 10.0  # temperatures: exp(1/0.003) is the last that float32 sums of 100,000 terms can hold
+
+
+_sure: ContextVar[bool] = ContextVar("sure", default=False)
+
+
+@contextmanager
+def sure_of_positives(sure: bool = True) -> Iterator[None]:
+    """Inside, objectives do not ask whether a batch has a positive, because the answer would wait for a GPU.
+
+    A batch that has none after all then has a loss that is not finite.
+    """
+    before = _sure.set(sure)
+    try:
+        yield
+    finally:
+        _sure.reset(before)
+
+
+def is_sure() -> bool:
+    """Whether a batch is known to have a positive."""
+    return _sure.get()
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ class GradCache:
             parts = [made for _, made in self._embed(batch, len(self._calls))]
         z = torch.cat([part.z for part in parts], dim=1).requires_grad_()
         self._calls.append((batch, z))
-        return replace(parts[0], z=z, present=batch.present.to(z.device, non_blocking=True), ids=batch.ids)
+        present = batch.present.to(z.device, non_blocking=True)
+        whole = replace(parts[0], z=z, present=present, ids=batch.ids)
+        return whole.knowing(complete=all(part.complete for part in parts))
 
     def backward(self) -> None:
         """Carry the gradients that the embeddings have collected on into the towers."""

@@ -178,7 +178,8 @@ def fresh_state(
 def advance(state: TrainingState, batch: Batch, settings: TrainConfig, seed: int, team: Team) -> tuple[Loss, Tensor]:
     """One step: its loss, and the length of its gradient, (). Nothing changes if either is not finite."""
     set_lr(state.optimizer, settings.lr * schedule(state.step, settings))
-    loss = differentiate(state.modules, batch, settings, seed=seed, step=state.step, team=team).loss
+    sure = state.finite.every > 1  # the batch was drawn to have positives; where it has none, its loss is not finite
+    loss = differentiate(state.modules, batch, settings, seed=seed, step=state.step, team=team, sure=sure).loss
     norm = clip(state.modules.parameters(), settings.max_grad_norm)
     if state.finite.note(state.step, loss.total.detach(), norm, batch.all_ids):
         state.optimizer.step()

@@ -11,7 +11,7 @@ from torch import nn
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder
 from centrobind.distributed import ALONE, Team
-from centrobind.objectives.base import Loss
+from centrobind.objectives.base import Loss, sure_of_positives
 from centrobind.seeds import seeded
 from centrobind.training.config import TrainConfig
 from centrobind.training.gradcache import GradCache
@@ -29,7 +29,14 @@ class Step:
 
 
 def differentiate(
-    modules: nn.ModuleDict, batch: Batch, settings: TrainConfig, *, seed: int, step: int, team: Team = ALONE
+    modules: nn.ModuleDict,
+    batch: Batch,
+    settings: TrainConfig,
+    *,
+    seed: int,
+    step: int,
+    team: Team = ALONE,
+    sure: bool = False,
 ) -> Step:
     """Give the parameters of `modules` (towers and objective) their gradients for a prepared batch.
 
@@ -47,7 +54,7 @@ def differentiate(
         z, views = team.gather(z, views, ids=batch.all_ids)
         # Only where there are any: an objective of one's own need not know of groups.
         groups = {} if batch.groups is None else {"groups": torch.from_numpy(batch.groups)}
-        with team.dividing():
+        with team.dividing(), sure_of_positives(sure):
             loss = objective(z, views=views, **groups)
     loss.total.backward()
     if isinstance(embed, GradCache):
