@@ -525,6 +525,7 @@ def test_everything_but_the_map_can_be_asked_for_while_it_is_drawn(world, tmp_pa
     points = ask(app, "GET", "/api/points").json()
     assert points["ready"] and points["x"] == np.round(gallery.atlas.xy[:, 0].astype(float), 5).tolist()
     assert ask(app, "GET", "/api/about").json()["map"]["points"] == len(gallery.atlas)
+    assert not list(tmp_path.rglob("serve")), "nothing beside the cache"
     faulty.set()
     app = make_app(late := opened())
     with pytest.raises(CentrobindError):
@@ -934,6 +935,24 @@ def test_index_and_map_are_made_once_and_follow_the_data(world, monkeypatch):
     assert set(own.samples.ids[:]) == set(part.samples.ids[:])
     found = own.search([Part("text", "red thing")])
     assert {hit["id"] for hit in found["samples"]} <= set(part.samples.ids[:])
+
+
+def test_the_map_is_kept_where_the_server_was_started(world, tmp_path, monkeypatch):
+    """With paths as a person types them, and the folder changed while the map is drawn."""
+    folder, _, _ = world
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("binder.safetensors", "store"):
+        (tmp_path / "a" / name).symlink_to(folder / name)
+    go = threading.Event()
+    cached_atlas = opening.cached_atlas
+    monkeypatch.setattr(opening, "cached_atlas", lambda *given: go.wait(60) and cached_atlas(*given))
+    monkeypatch.chdir(tmp_path / "a")
+    gallery = open_gallery("binder.safetensors", "store", wait=False)
+    monkeypatch.chdir(tmp_path / "b")
+    go.set()
+    gallery.drawing.wait()
+    assert list((tmp_path / "a" / "serve").rglob("map-*.npz")) and not list((tmp_path / "b").iterdir())
 
 
 def test_what_cannot_be_served_is_said(world, tmp_path, monkeypatch):

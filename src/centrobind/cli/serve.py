@@ -49,11 +49,14 @@ def serve_run(
     """Open what is to be seen, with a bar for the first time, and serve it."""
     from centrobind.cli.terminal import say
     from centrobind.progress import progress
+    from centrobind.serve.access import checked_token
     from centrobind.serve.app import needed
     from centrobind.serve.app import serve as serve_gallery
     from centrobind.serve.opening import open_gallery
 
     needed()  # before the seconds that the first start takes
+    if token is not None:
+        checked_token(token)
     with progress("opening", 100) as watch:
         gallery = open_gallery(run, store, split=split, index=index, cache=cache, wait=False, watch=watch)
     if not gallery.drawing.ready:

@@ -48,7 +48,7 @@ def open_gallery(
     if not samples.columns:
         raise DataError(f"{store}: none of its modalities is one of the binder's, {list(binder.modalities)}")
     folder = Path(cache) if cache is not None else (run if run.is_dir() else run.parent) / "serve"
-    folder = folder / _key(binder, store, samples, split)
+    folder = folder.absolute() / _key(binder, store, samples, split)  # the map is written later, wherever we are then
     own = folder / "index"
     opened = open_index(index, binder) if index is not None else _own_index(binder, samples, own, watch)
     space = opened.embeddings().only(samples.modalities)
