@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import centrobind as cb
+from centrobind import devices, distributed
+from centrobind.devices import choose_device
 from centrobind.errors import ConfigError
 from centrobind.objectives.anchored import AnchorInfoNCE
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.training import fit as module
-from centrobind.training.config import TrainConfig, make_objective
-from centrobind.training.fit import TrainOptions, fit
+from centrobind.training.config import TrainConfig, check_config, make_objective
+from centrobind.training.fit import TrainOptions, fit, run_config
 
 QUICK = {"steps": 3, "batch_size": 16, "dim": 4, "show_progress": False}
 
@@ -58,6 +60,9 @@ def test_settings_reach_training_either_way(data, monkeypatch):
         ({"steps": "many"}, r"fit: steps: .*valid integer"),
         ({"checkpoint_every": 5, "train": TrainConfig()}, r"either in train= or as keywords.*checkpoint_every"),
         ({"train": {"steps": 3}}, r"train= expects a TrainConfig, got dict"),
+        ({"device": "gpu"}, r"fit: device: .*pattern.*got 'gpu'"),
+        ({"device": "cuda:99"}, r"device: expected auto or one that is there \(.*cpu\), got 'cuda:99'"),
+        ({"device": "mps"}, r"device: expected auto or one that is there"),
         ({"dim": 1}, r"fit: dim: .*greater than or equal to 2, got 1"),
         ({"seed": -1}, r"fit: seed: "),
         ({"valid": 1.5}, r"fit: valid: .*less than 1, got 1.5"),
@@ -139,7 +144,7 @@ def test_a_fingerprint_is_computed_once_per_weights(data, monkeypatch):
     before = binder.fingerprint
     assert [binder.fingerprint for _ in range(5)] == [before] * 5 and len(times) == 1
     binder.embed(data)
-    assert binder.fingerprint == before
+    assert binder.fingerprint == before and len(times) == 1, "embedding changes no weight"
 
 
 @pytest.mark.parametrize("change", ["in place", "optimizer", "fused optimizer", "load", "replace", "data", "double"])
@@ -172,4 +177,57 @@ def test_the_fingerprint_is_what_it_was(data, tmp_path):
     assert binder.fingerprint == binder._digest() == cb.load(cb.save(binder, tmp_path / "b")).fingerprint
     before = binder.fingerprint
     binder.towers["m0"].head.weight.detach().numpy()[0, 0] += np.float32(1)  # behind torch's back
-    assert binder.eval().fingerprint != before
+    assert binder.train().fingerprint != before
+
+
+# ---- devices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Which modules were moved to which device."""
+    seen = []
+    plain = torch.nn.Module.to
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, where: seen.append((type(self).__name__, str(where))) or plain(self, where)
+    )
+    return seen
+
+
+def test_towers_and_objective_go_to_the_device(data, moves, tmp_path):
+    here = str(choose_device())
+    cb.fit(data, **QUICK)
+    assert {("Binder", here), ("LeaveOneOut", here)} <= set(moves)
+    moves.clear()
+    config = {
+        "data": "-",
+        "out": str(tmp_path / "r"),
+        "dim": 4,
+        "objective": {"name": "gram"},
+        "train": {"steps": 2, "device": "cpu"},
+    }
+    binder = run_config(check_config(config), data)
+    assert {("Binder", "cpu"), ("GRAM", "cpu")} <= set(moves)
+    assert torch.equal(binder.embed(data, device="cpu").z, binder.embed(data).z) and binder.device.type == "cpu"
+
+
+def test_auto_is_a_gpu_if_there_is_one_that_works(monkeypatch):
+    own = torch.device("cpu")
+    monkeypatch.setattr(type(distributed._team), "device", property(lambda self: own))
+    assert choose_device() == torch.device("cpu")
+    monkeypatch.setattr(devices, "_mps_works", lambda: True)
+    assert choose_device() == choose_device("mps") == torch.device("mps") and choose_device("cpu").type == "cpu"
+    own = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device() == own and choose_device("cuda:1") == torch.device("cuda", 1)
+    for wrong in ("cuda:2", "cuda:x", "gpu"):
+        with pytest.raises(ConfigError, match=r"expected auto or one that is there \(cuda, mps, cpu\)"):
+            choose_device(wrong)
+
+
+def test_a_rank_computes_on_its_own_device(monkeypatch):
+    monkeypatch.setattr(distributed, "_team", distributed.Team(1, 2))
+    monkeypatch.setattr(distributed.Team, "device", property(lambda self: torch.device("cuda", 1)))
+    assert choose_device() == choose_device("cuda") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"there \(cuda\), got 'cpu'"):
+        choose_device("cpu")

@@ -24,6 +24,7 @@ ORDER = {
     "unit": "",
     "types": "",
     "distributed": "",
+    "devices": "",
     "data": "strings arrays spread categories samples repeats identity store opening "
     "media sound decoding paths cells npz importing intake batches builtin inspecting",
     "closed_form": "moments gcca components grams features sequences pictures texts kinds choose stream bind",

@@ -18,6 +18,7 @@ from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
 from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite, warn_of_long_texts
 from centrobind.binder.pretrained import pretrained_tower
 from centrobind.data import MISSING, Nan, Samples, as_samples, digests, same_things
+from centrobind.devices import choose_device
 from centrobind.distributed import placed
 from centrobind.errors import ConfigError, DataError
 from centrobind.seeds import seeded
@@ -98,16 +99,21 @@ class Binder(nn.Module):
         present: Mapping[str, Any] | None = None,
         nan: Nan = "error",
         batch_size: int = 1024,
+        device: str | None = None,
         each: Callable[[int], None] | None = None,
     ) -> Embeddings:
         """Embeddings of samples, or of a dict of arrays, in any subset of the binder's modalities.
 
-        Gaps as in `Samples.of`. `each(n)` is called with the number of samples done. Raises DataError for a modality
-        the binder does not know, values of another shape than in training, or embeddings that come out NaN or infinite.
+        Gaps as in `Samples.of`. `device` moves the binder there first ("auto": a GPU if there is one); the embeddings
+        are in main memory in any case. `each(n)` is called with the number of samples done. Raises DataError for a
+        modality the binder does not know, values of another shape than in training, or embeddings that come out NaN or
+        infinite; ConfigError for a device that is not there.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise DataError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}")
         data = self._in_modalities(data, present, nan)
+        if device is not None and (chosen := choose_device(device)) != self.device:
+            self.to(chosen)
         z = torch.zeros(len(data.columns), len(data), self.dim)
         values = np.full((len(data.columns), len(data)), MISSING, np.int64)
         adapts = {name: adapted(name, self.towers[name].inputs, each) for name, each in data.columns.items()}
@@ -167,7 +173,7 @@ class Binder(nn.Module):
 
         Computed once and kept until weights change, because hashing 27 million takes half a second. torch counts the
         changes of a tensor, but not those of fused optimizers, numpy and `.data`: a few numbers of each tensor are
-        compared too. A single number changed in such a way is noticed after `train()` or `eval()` only.
+        compared too. A single number changed in such a way is noticed after `train()` only.
         """
         weights = tuple(
             (value.data_ptr(), value._version, *value.detach().flatten()[:: value.numel() // 8 + 1].tolist())
@@ -185,7 +191,8 @@ class Binder(nn.Module):
         return digest.hexdigest()[:16]
 
     def train(self, mode: bool = True) -> Self:
-        self._fingerprint = None
+        if mode or self.training:  # embedding asks for eval() each time
+            self._fingerprint = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # .to(), .double(), ...

@@ -103,7 +103,7 @@ def embed_to(binder: Binder, samples: Samples, out: str | Path, *, force: bool =
         return
     if out.exists() and not force:
         raise DataError(f"{out} exists already; choose another name, or overwrite it with --force")
-    embeddings = binder.embed(samples, each=watch)
+    embeddings = binder.embed(samples, device="auto", each=watch)
     save_embeddings(out, embeddings, fingerprint=binder.fingerprint, about=samples)
 
 
@@ -111,7 +111,7 @@ def embedded_chunks(binder: Binder, samples: Samples, watch: Watch = silent) -> 
     """The embeddings of samples as samples again, a vector modality each, with ids, labels, splits and groups."""
     for start in range(0, len(samples), CHUNK):
         chunk = samples.take(slice(start, start + CHUNK))
-        embedded = binder.embed(chunk)
+        embedded = binder.embed(chunk, device="auto")
         arrays = {name: embedded[name].numpy() for name in embedded.modalities}
         present = {name: embedded.present[m].numpy() for m, name in enumerate(embedded.modalities)}
         made = Samples.of(arrays, present=present, ids=chunk.ids[:])

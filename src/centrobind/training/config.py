@@ -77,6 +77,9 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.01, ge=0, description="AdamW, on matrices only")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this")
     augment: float = Field(1.0, ge=0, le=3, description="strength of the augmented views; 0 = no views")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="where to compute; auto = a GPU if there is one"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the towers; auto = bf16 on a GPU")
     validate_every: int | None = Field(None, ge=1, description="steps; default a tenth of all")
     checkpoint_every: int | None = Field(None, ge=1, description="steps; default a tenth of all")

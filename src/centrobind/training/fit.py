@@ -14,6 +14,7 @@ from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, read_tensors
 from centrobind.data import Nan, Samples, as_samples, open_store, train_and_valid
 from centrobind.data.builtin import DATASETS
+from centrobind.devices import choose_device
 from centrobind.distributed import team as our_team
 from centrobind.errors import ConfigError, Stopped
 from centrobind.objectives.base import Objective
@@ -45,6 +46,7 @@ class TrainOptions(TypedDict, total=False):
     weight_decay: float
     max_grad_norm: float
     augment: float
+    device: str
     precision: Literal["auto", "fp32", "bf16"]
     validate_every: int | None
     keep: Literal["best", "last"]
@@ -95,7 +97,9 @@ def fit(
         known = {name: column.kind for name, column in samples.columns.items()}
         held_out = valid if isinstance(valid, Samples) else Samples.of(valid, kinds=known, nan=nan)
     module = objective if isinstance(objective, Objective) else make_objective(about.objective, samples.modalities)
-    binder = build_binder(samples, dim=about.dim, encoders=encoders, seed=about.seed)
+    device = choose_device(config.device)
+    binder = build_binder(samples, dim=about.dim, encoders=encoders, seed=about.seed).to(device)
+    module = module.to(device)
     try:
         with progress("training", config.steps) if show_progress else nullcontext(silent) as watch:
             return run_training(binder, module, samples, held_out, config, seed=about.seed, watch=watch)
@@ -128,12 +132,12 @@ def run_config(
     `samples` saves opening `config.data` again when a caller has it open. With other ranks, only the first one
     writes to the folder.
     """
-    team = our_team()
+    team, device = our_team(), choose_device(config.train.device)
     samples = configured_samples(config, samples)
     learn, held_out = train_and_valid(samples, valid=config.train.valid, seed=config.seed)
-    objective = make_objective(config.objective, samples.modalities).to(team.device)
+    objective = make_objective(config.objective, samples.modalities).to(device)
     encoders = {name: about.encoder_spec() for name, about in (config.modalities or {}).items()}
-    binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed).to(team.device)
+    binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed).to(device)
     if config.init is not None:
         start_from(binder, config.init)
 

@@ -26,7 +26,7 @@ from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, R
 from centrobind.files import not_written, write_atomically
 from centrobind.training.config import check_config
 
-FREE = ("shard",)  # settings that do not change what a run computes, and may differ when it continues
+FREE = ("shard", "device")  # settings that do not change what a run computes, and may differ when it continues
 LOCK = "lock"
 
 
