@@ -4,7 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from centrobind.data import ReadAhead, Sampler, Samples, assign_splits, train_and_valid
+from centrobind.data import ReadAhead, Sampler, Samples, assign_splits, fixed_sample, train_and_valid
 from centrobind.errors import DataError
 
 
@@ -226,3 +226,21 @@ def test_a_place_that_is_no_whole_number_is_refused(value):
     for key in ("seed", "epoch", "seen"):
         with pytest.raises(DataError, match="expected whole numbers"):
             Sampler(10, 4).load_state({"seed": 0, "epoch": 0, "seen": 0, key: value})
+
+
+def test_a_fixed_sample_is_drawn_once_for_all():
+    samples = plain(1000, ids=range(1000), group=np.arange(1000) % 7)
+    drawn = fixed_sample(samples, 300)
+    rows = np.array(drawn.ids[:]).astype(int)
+    assert len(set(rows)) == 300 and (np.diff(rows) > 0).all() and drawn.group.names == samples.group.names
+    assert fixed_sample(samples, 300).ids[:] == drawn.ids[:] != fixed_sample(samples, 300, seed=1).ids[:]
+    assert abs(np.mean(rows) - 500) < 60 and fixed_sample(samples, 1000) is samples
+    assert len(fixed_sample(plain(4200))) == 4096, "by default"
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 5000])
+def test_a_fixed_sample_has_pairs_if_there_are_any(pairs):
+    present = np.arange(20_000) >= 20_000 - pairs
+    samples = Samples.of({"a": np.zeros((20_000, 1)), "b": np.zeros((20_000, 1))}, present={"b": present})
+    kept = (fixed_sample(samples, 500).present.sum(0) >= 2).sum()
+    assert kept == pairs if pairs < 250 else 250 <= kept < 450

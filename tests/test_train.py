@@ -8,13 +8,13 @@ import torch
 
 from centrobind.binder.binder import build_binder
 from centrobind.binder.checkpoint import load
-from centrobind.data import Samples, train_and_valid
+from centrobind.data import Samples, fixed_sample, train_and_valid
 from centrobind.data.builtin import synthetic, xor
 from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, DataError, RunError, Stopped
 from centrobind.evaluation.evaluate import evaluate
 from centrobind.objectives.table import OBJECTIVES
 from centrobind.training.config import TrainConfig, check_config, make_objective
-from centrobind.training.loop import train
+from centrobind.training.loop import train, validate
 from centrobind.training.optimizer import schedule
 from centrobind.training.run_folder import RunFolder
 
@@ -385,3 +385,18 @@ def test_a_learned_temperature_moves_and_stays_in_bounds(learnable):
     train(build_binder(learn, dim=8), objective, learn, valid, settings)
     after = objective.temperature().item()
     assert abs(math.log(after / before)) > 0.05 and 0.003 * (1 - 1e-6) <= after <= 10
+
+
+def test_validation_looks_at_the_same_few_samples_every_time(mixed, tmp_path, monkeypatch):
+    from centrobind.training import loop
+
+    seen = []
+    monkeypatch.setattr(loop, "fixed_sample", lambda valid: fixed_sample(valid, 4))
+    monkeypatch.setattr(loop, "validate", lambda binder, valid: seen.append(valid.ids[:]) or validate(binder, valid))
+    run = RunFolder(tmp_path / "run")
+    run.write_config("")
+    go(mixed, run=run, validate_every=4)
+    valid = train_and_valid(mixed)[1]
+    assert len(valid) > 4 and seen == [fixed_sample(valid, 4).ids[:]] * 3
+    go(mixed, run=RunFolder(tmp_path / "run", resume=True), validate_every=4, steps=16)
+    assert len(set(map(tuple, seen))) == 1 and len(seen) == 4

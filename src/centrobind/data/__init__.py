@@ -1,7 +1,7 @@
 """Data: the packed store, importers, splits and batches."""
 
 from centrobind.data.arrays import listed
-from centrobind.data.batches import ReadAhead, Sampler, assign_splits, train_and_valid
+from centrobind.data.batches import ReadAhead, Sampler, assign_splits, fixed_sample, train_and_valid
 from centrobind.data.builtin import glyphs, synthetic, xor
 from centrobind.data.categories import Codes
 from centrobind.data.cells import BadCell
@@ -47,6 +47,7 @@ __all__ = [
     "difference",
     "digests",
     "feature_moments",
+    "fixed_sample",
     "from_mudata",
     "glyphs",
     "identity",

@@ -14,6 +14,9 @@ from centrobind.data.samples import Samples
 from centrobind.errors import DataError
 from centrobind.types import Batch
 
+# Samples to validate on. Ranking grows with their square: 20,000 took 7 s a time, and a tenth of a million would take
+# ten times as long as training. With 4,096 a mean reciprocal rank is known to .01 or better.
+MOST_VALIDATED = 4096
 DRAWS = 10  # of a part to validate on, until there is a pair in it
 SPLITS: Mapping[str, float] = {"train": 0.7, "valid": 0.1, "test": 0.2}
 
@@ -38,6 +41,21 @@ def assign_splits(samples: Samples, fractions: Mapping[str, float] = SPLITS, *, 
     if empty := [name for name, part in fractions.items() if part > 0 and len(codes.where(name)) == 0]:
         raise DataError(f"{len(samples)} samples in {len(units)} groups are too few: split {empty} would be empty")
     return replace(samples, split=codes)
+
+
+def fixed_sample(samples: Samples, most: int = MOST_VALIDATED, *, seed: int = 0) -> Samples:
+    """At most `most` samples to validate on again and again, in their order: the same for the same data and seed.
+
+    Drawn at random; half of them have two modalities, as far as there are that many.
+    """
+    if len(samples) <= most:
+        return samples
+    order = np.random.default_rng(seed).permutation(len(samples))
+    paired = (samples.present.sum(0) >= 2)[order]
+    sure, rest = order[paired][: most // 2], order[paired][most // 2 :]
+    others = np.concatenate([rest, order[~paired]])
+    others = np.random.default_rng([seed, 1]).permutation(others)[: most - len(sure)]
+    return samples.take(np.sort(np.concatenate([sure, others])))
 
 
 def train_and_valid(samples: Samples, *, valid: float = 0.1, seed: int = 0) -> tuple[Samples, Samples]:

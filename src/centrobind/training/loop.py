@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import save
-from centrobind.data import ReadAhead, Sampler, Samples, identity, kinship
+from centrobind.data import ReadAhead, Sampler, Samples, fixed_sample, identity, kinship
 from centrobind.data.batches import has_pairs
 from centrobind.distributed import Team
 from centrobind.distributed import team as our_team
@@ -136,9 +136,9 @@ def with_groups(batch: Batch, kin: np.ndarray | None) -> Batch:
 
 
 def scorable(valid: Samples | None, team: Team) -> Samples | None:
-    """The validation samples, or nobody (and a warning) if no score can be computed from them."""
+    """A fixed sample of the validation samples; None (and a warning) if no score can be computed from them."""
     if valid is None or has_pairs(valid):
-        return valid
+        return None if valid is None else fixed_sample(valid)
     if team.leads:
         warnings.warn(
             f"none of the {len(valid)} validation samples has two modalities, so nothing can be scored: training "
