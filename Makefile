@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz chaos-index bench-loss bench-index media setup clean
+.PHONY: demo test lint chaos fuzz chaos-index bench-loss bench-default bench-index media setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -31,6 +31,11 @@ bench-loss: setup
 chaos-index: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lancedb]'
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.index_kills --out benchmarks/results/index_kills.json
+
+# make bench-default: `cb.fit` with no settings beside fixed anchors and other objectives on seven sets, three seeds, and
+# docs/default.md; hours on 2 cores, killed it resumes where it was; --only and --seeds do less
+bench-default: setup
+	$(BIN)/python benchmarks/default.py --data $(DATA)
 
 # make bench-index: 1,000,000 vectors in every engine, about 15 minutes; stop it whenever you like, it continues from there
 bench-index: setup

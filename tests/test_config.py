@@ -30,7 +30,7 @@ def write(tmp_path, text):
 def test_a_good_file_is_read_and_defaults_are_filled_in(tmp_path):
     config = load_config(write(tmp_path, GOOD.replace("  name:\n", "  name: {}\n")))
     assert config.objective.anchor == "image" and config.objective.temperature == 0.07
-    assert config.train.lr == 1e-3 and config.train.steps == 50 and config.dim == 64
+    assert config.train.lr == 1e-3 and config.train.steps == 50 and config.dim is None
     assert config.modalities["image"].encoder_spec() == {"encoder": "cnn", "channels": 16}
     assert config.modalities["name"].encoder_spec() is None
 
@@ -79,7 +79,7 @@ def test_every_mistake_is_listed_with_its_line_and_the_nearest_key(tmp_path):
         ("just words", "expected keys such as data"),
         ("", "expected keys"),
         ("data: a\ndata: b\nout: c\nobjective: {name: unimodal}", r"run\.yaml:2: data: already set in line 1"),
-        ("data: s\nout: o", "objective: missing"),
+        ("data: s\ndim: 4", "out: missing"),
         ("data: s\nout: o\nobjective: {name: centerbind}", r"expected one of .*did you mean 'centrobind'"),
         ("data: s\nout: o\nobjective: {}", "objective.name"),
         ("data: s\nout: o\nobjective: 3", "objective"),

@@ -14,7 +14,7 @@ from centrobind.devices import choose_device
 from centrobind.errors import ConfigError
 from centrobind.objectives.anchored import AnchorInfoNCE
 from centrobind.objectives.table import OBJECTIVES
-from centrobind.training import fit as module
+from centrobind.training import recipe
 from centrobind.training.config import TrainConfig, check_config, make_objective
 from centrobind.training.fit import TrainOptions, fit, run_config
 
@@ -41,8 +41,8 @@ def test_every_setting_is_a_keyword_but_those_of_a_folder():
 
 def test_settings_reach_training_either_way(data, monkeypatch):
     seen = []
-    plain = module.run_training
-    monkeypatch.setattr(module, "run_training", lambda *args, **more: seen.append(args[4]) or plain(*args, **more))
+    plain = recipe.train
+    monkeypatch.setattr(recipe, "train", lambda *args, **more: seen.append(args[4]) or plain(*args, **more))
     options = {"steps": 3, "batch_size": 16, "chunk": 8, "lr": 1e-2, "warmup": 0.5, "weight_decay": 0.1}
     options |= {"max_grad_norm": 0.5, "augment": 0.2, "precision": "fp32", "validate_every": 2, "keep": "last"}
     one = cb.fit(data, dim=4, show_progress=False, valid=0.3, **options)

@@ -46,6 +46,7 @@ class Stopped(BaseException):
     """
 
     said = False
+    binder: object = None  # with the best weights until then
 
 
 class ExtraError(CentrobindError):

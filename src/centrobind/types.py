@@ -35,6 +35,8 @@ class Batch:
     whole: np.ndarray | None = None
     place: Mapping[str, tuple[int, int]] | None = None
     groups: np.ndarray | None = None  # (N of the whole,) int64: samples of one group are no negatives of each other
+    # What the linear paths of towers read: modality -> (number present, features); {} where no tower has one.
+    features: Mapping[str, Tensor] | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from centrobind.binder.drift import adapted
-from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS
+from centrobind.binder.encoders import ENCODERS, KIND_ENCODERS, Residual
 from centrobind.binder.inputs import INPUTS, Words, described_inputs, refuse_nonfinite, warn_of_long_texts
+from centrobind.binder.linear import LinearPath
 from centrobind.binder.pretrained import pretrained_tower
+from centrobind.closed_form.kinds import rebuilt_features
 from centrobind.data import MISSING, Nan, Samples, as_samples, digests, same_things
 from centrobind.devices import choose_device
 from centrobind.distributed import placed
@@ -26,18 +29,38 @@ from centrobind.types import Batch, Embeddings, unit
 
 
 class Tower(nn.Module):
-    """One modality's way into the space: inputs -> encoder -> head -> unit length."""
+    """One modality's way into the space: inputs -> encoder -> head -> unit length.
 
-    def __init__(self, inputs: nn.Module, encoder: nn.Module, dim: int, description: Mapping[str, Any]):
+    With a linear path, unit(linear(features) + head(encoder(inputs))), the head zero at first: the tower starts as the
+    linear path alone, whatever the encoder is.
+    """
+
+    def __init__(
+        self,
+        inputs: nn.Module,
+        encoder: nn.Module,
+        dim: int,
+        description: Mapping[str, Any],
+        linear: LinearPath | None = None,
+    ):
         super().__init__()
         self.inputs = inputs
         self.encoder = encoder
         self.head = nn.Linear(encoder.width, dim, bias=False)
+        self.linear = linear
+        self.apart = False  # inside Binder.apart
+        if linear is not None:
+            nn.init.zeros_(self.head.weight)
         self.description = dict(description)  # what it takes to build the encoder again; "custom" if we cannot
 
-    def forward(self, prepared: Tensor) -> Tensor:
-        """(n, ...) -> (n, dim), unit vectors in float32."""
-        return unit(self.head(self.encoder(prepared)))
+    def forward(self, prepared: Tensor, features: Tensor | None = None) -> Tensor:
+        """(n, ...) -> (n, dim), unit vectors in float32. `features`: (n, width), for towers with a linear path."""
+        if self.linear is None:
+            return unit(self.head(self.encoder(prepared)))
+        assert features is not None
+        given = self.linear.scaled(features) if isinstance(self.encoder, Residual) else prepared
+        linear, learned = self.linear(features), self.head(self.encoder(given)).float()
+        return torch.cat([linear, learned], -1) if self.apart else unit(linear + learned)
 
 
 class Binder(nn.Module):
@@ -68,28 +91,52 @@ class Binder(nn.Module):
         return next(self.parameters()).device
 
     def prepare(self, batch: Batch) -> Batch:
-        """Stored values -> tensors on the binder's device, standardised or numbered; `present` stays where it is."""
-        prepared = {name: self.towers[name].inputs(values).to(self.device) for name, values in batch.inputs.items()}
-        return replace(batch, inputs=prepared)
+        """Stored values -> tensors on the binder's device, standardised or numbered; `present` stays where it is.
+
+        The features of linear paths are taken from the batch if it has any.
+        """
+        towers, features = self.towers, batch.features
+        if features is None:
+            features = {name: towers[name].linear.read(batch.inputs[name]) for name in self.linear_paths(batch)}
+        features = {name: values.to(self.device) for name, values in features.items()}
+        prepared = {name: towers[name].inputs(values).to(self.device) for name, values in batch.inputs.items()}
+        return replace(batch, inputs=prepared, features=features)
+
+    def linear_paths(self, batch: Batch) -> list[str]:
+        """The modalities of a batch whose towers have a linear path."""
+        return [name for name in batch.modalities if self.towers[name].linear is not None]
 
     def forward(self, prepared: Batch) -> Embeddings:
         """A prepared batch -> its embeddings, zeros where a modality is missing."""
         rows, known = [], prepared.present.cpu().numpy()
         for name, here in zip(prepared.modalities, known):
-            given, place = prepared.inputs[name], prepared.place and prepared.place[name]
-            count = len(given)
+            given, place = [prepared.inputs[name]], prepared.place and prepared.place[name]
+            if self.towers[name].linear is not None:
+                given.append((prepared.features or {})[name])
+            count = len(given[0])
             if count == 0:  # a row of zeros stands in: attention refuses none, and divided towers need all their layers
-                given = given.new_zeros(1, *given.shape[1:])
+                given = [values.new_zeros(1, *values.shape[1:]) for values in given]
                 place = place and (min(place[0], max(place[1] - 1, 0)), max(place[1], 1))
             with placed(place):  # dropout draws for the whole batch
-                z = self._towers[f"x_{name}"](given)[:count]
+                z = self._towers[f"x_{name}"](*given)[:count]
             if not here.all():  # known in main memory: asking a GPU which rows there are would wait for it
                 places = torch.from_numpy(np.flatnonzero(here)).to(z.device, non_blocking=True)
-                z = z.new_zeros(len(here), self.dim).index_copy(0, places, z)
+                z = z.new_zeros(len(here), z.shape[1]).index_copy(0, places, z)
             rows.append(z)
         present = prepared.present.to(rows[0].device, non_blocking=True)
         z = Embeddings(torch.stack(rows), present, prepared.modalities, prepared.ids)
         return z.knowing(complete=bool(known.all()))
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, towers with a linear path return it and what was learned side by side: (n, 2 dim), of any length."""
+        for tower in self.towers.values():
+            tower.apart = tower.linear is not None
+        try:
+            yield
+        finally:
+            for tower in self.towers.values():
+                tower.apart = False
 
     @torch.no_grad()
     def embed(
@@ -165,6 +212,8 @@ class Binder(nn.Module):
                 towers[name]["words"] = inputs.words()
             if getattr(inputs, "seen", None):
                 towers[name]["seen"] = inputs.seen
+            if tower.linear is not None:
+                towers[name]["linear"] = tower.linear.features.describe()
         return {"dim": self.dim, "towers": towers} | ({"readings": self.readings} if self.readings else {})
 
     @property
@@ -206,8 +255,12 @@ def build_binder(
     dim: int = 64,
     encoders: Mapping[str, str | Mapping[str, Any] | nn.Module] | None = None,
     seed: int = 0,
+    linear: Mapping[str, LinearPath] | None = None,
 ) -> Binder:
     """A binder with fresh weights for these samples, its inputs fitted to them.
+
+    `linear`: what each tower is to start from (see Tower); its encoder is then by default one of the same features,
+    and for pictures a convolutional one.
 
     `encoders[m]` is a name ("mlp"), a name with options ({"encoder": "mlp", "depth": 3}, or {"encoder": "hf", "model":
     "./folder", "train": True}) or an nn.Module with a `width`; the default follows the kind of the modality. Raises
@@ -225,8 +278,9 @@ def build_binder(
         inputs = INPUTS[column.kind](column.kind, column.shape)
         refuse_nonfinite(name, column, samples.ids)
         inputs.learn(column)
+        path = None if linear is None else linear[name]
         with seeded(seed, number):
-            towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim)
+            towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim, linear=path)
         warn_of_long_texts(name, towers[name].inputs, column)
     return Binder(towers, dim, {name: column.reading for name, column in samples.columns.items() if column.reading})
 
@@ -236,14 +290,17 @@ def rebuild_binder(description: Mapping[str, Any], encoders: Mapping[str, nn.Mod
     towers = {}
     for name, about in description["towers"].items():
         inputs = described_inputs(about)
-        wanted = {key: value for key, value in about.items() if key not in ("kind", "shape", "words", "seen")}
+        wanted = {key: value for key, value in about.items() if key not in ("kind", "shape", "words", "seen", "linear")}
+        linear = None
+        if "linear" in about:
+            linear = LinearPath(rebuilt_features(about["linear"]), description["dim"])
         if wanted["encoder"] == "custom":
             wanted = (encoders or {}).get(name)
             if wanted is None:
                 raise ConfigError(
                     f"modality {name!r} was trained with an encoder of your own; load with encoders={{{name!r}: ...}}"
                 )
-        towers[name] = _tower(name, inputs, wanted, description["dim"], weights=False)
+        towers[name] = _tower(name, inputs, wanted, description["dim"], linear=linear, weights=False)
     readings = {str(name): str(reading) for name, reading in description.get("readings", {}).items()}
     return Binder(towers, description["dim"], readings)
 
@@ -254,29 +311,39 @@ def _tower(
     wanted: str | Mapping[str, Any] | nn.Module | None,
     dim: int,
     *,
+    linear: LinearPath | None = None,
     weights: bool = True,
 ) -> Tower:
     if isinstance(wanted, nn.Module):
         if not isinstance(getattr(wanted, "width", None), int):
             raise ConfigError(f"encoder of {name!r}: expected an int attribute `width`, the number of its outputs")
-        return Tower(inputs, wanted, dim, {"encoder": "custom"})
+        return Tower(inputs, wanted, dim, {"encoder": "custom"}, linear)
     wanted = {"encoder": wanted} if isinstance(wanted, str) else dict(wanted or {})
-    kind = wanted.pop("encoder", None) or KIND_ENCODERS[inputs.kind][0]
+    kind = wanted.pop("encoder", None) or default_encoder(inputs.kind, linear)
     if kind == "hf":
         if set(wanted) - {"model", "train"} or "model" not in wanted:
             raise ConfigError(f"encoder 'hf' of {name!r}: takes model, a folder or a name, and train; got {wanted}")
         made = pretrained_tower(inputs.kind, inputs.raw_shape, **wanted, weights=weights)
-        return Tower(*made, dim, {"encoder": kind, **wanted})
+        return Tower(*made, dim, {"encoder": kind, **wanted}, linear)
     fitting = KIND_ENCODERS[inputs.kind]
     if kind not in fitting:
         raise ConfigError(f"modality {name!r} is {inputs.kind}: expected an encoder of {list(fitting)}, got {kind!r}")
-    make = ENCODERS[kind]
+    make, shape = ENCODERS[kind], inputs.shape
+    if make is Residual:
+        if linear is None:
+            raise ConfigError(f"encoder {kind!r} of {name!r} needs start: closed_form, whose features it reads")
+        shape = (linear.width,)
     try:
-        inspect.signature(make).bind(inputs.shape, **wanted)
+        inspect.signature(make).bind(shape, **wanted)
     except TypeError as error:
         takes = list(inspect.signature(make).parameters)[1:]
         raise ConfigError(f"encoder {kind!r} of {name!r}: {error}; it takes {takes}") from None
-    encoder = make(inputs.shape, **wanted)
+    encoder = make(shape, **wanted)
     if isinstance(inputs, Words) and "longest" in wanted and (inputs.seen or wanted["longest"] < inputs.longest):
         inputs.longest = wanted["longest"]  # of earlier binders' texts 64 words were read, whatever the encoder holds
-    return Tower(inputs, encoder, dim, {"encoder": kind, **wanted})
+    return Tower(inputs, encoder, dim, {"encoder": kind, **wanted}, linear)
+
+
+def default_encoder(kind: str, linear: LinearPath | None) -> str:
+    """The name of the encoder that a modality gets when nobody asks for one."""
+    return KIND_ENCODERS[kind][0] if linear is None or kind == "image" else "residual"

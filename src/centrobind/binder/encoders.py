@@ -52,6 +52,20 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
+class Residual(MLP):
+    """One hidden layer over the features of the closed form, of any kind of modality: what a linear path leaves over.
+
+    `dropout` is of the hidden units, `noise` the share of the features left out.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int = 256, dropout: float = 0.5, noise: float = 0.2):
+        super().__init__(shape, width, depth=1, dropout=dropout)
+        self.noise = Dropout(noise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.noise(x))
+
+
 class CNN(nn.Module):
     """3x3 convolutions, each halving the picture, then the mean and the maximum over what is left.
 
@@ -149,16 +163,17 @@ class TextTransformer(nn.Module):
 ENCODERS: dict[str, type[nn.Module]] = {
     "linear": Linear,
     "mlp": MLP,
+    "residual": Residual,
     "cnn": CNN,
     "sequence": SequenceCNN,
     "bag": BagOfWords,
     "transformer": TextTransformer,
 }
 KIND_ENCODERS = {  # what a kind of modality can use; the first is its default
-    "vector": ("mlp", "linear"),
-    "sequence": ("sequence", "mlp", "linear"),
-    "image": ("cnn", "mlp", "linear"),
-    "text": ("bag", "transformer"),
+    "vector": ("mlp", "linear", "residual"),
+    "sequence": ("sequence", "mlp", "linear", "residual"),
+    "image": ("cnn", "mlp", "linear", "residual"),
+    "text": ("bag", "transformer", "residual"),
 }
 
 

@@ -198,9 +198,10 @@ def train(
     with joined() as team:
         checked = team.from_leader(lambda: load_config(config, settings).model_dump(mode="json"))
         checked = check_config(checked, str(config))
-        title, steps = checked.objective.name, checked.train.steps
+        title = "training" if checked.objective is None else checked.objective.name
+        steps = checked.train.most_steps
         with progress(title, steps) if team.leads else nullcontext(silent) as watch:
-            run_config(checked, resume=resume, replace_run=force, watch=watch)
+            run_config(checked, resume=resume, replace_run=force, watch=watch, say=say if team.leads else silent)
     if team.leads:
         say(f"binder: {Path(checked.out) / 'binder.safetensors'}")
 

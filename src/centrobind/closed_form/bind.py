@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from centrobind.closed_form.choose import KERNEL, LINEAR, REST, Choice, Folds, choose, fold_numbers
+from centrobind.closed_form.choose import KERNEL, LINEAR, REST, Choice, Folds, Settings, choose, fold_numbers
 from centrobind.closed_form.features import Features
 from centrobind.closed_form.gcca import Solution, principal, solve
 from centrobind.closed_form.kinds import learned_features
@@ -78,6 +78,7 @@ def fit_closed_form(
     anchor: str = DYNAMIC,
     groups: np.ndarray | None = None,
     features: Mapping[str, Features] | None = None,
+    settings: Settings | None = None,
     seed: int = 0,
     device: torch.device | None = None,
 ) -> ClosedForm:
@@ -85,11 +86,12 @@ def fit_closed_form(
 
     All `samples` are learned from; none is held back in the end. `dim`: columns of the matrices; the dimension used is
     chosen up to it, by default up to 256. `groups`: (N,) integers, samples of one group stay in one fold (default: the
-    samples' own groups). `features`: learned ones, to be used again; they are not changed. Raises DataError for an
+    samples' own groups). `features`: learned ones, to be used again; they are not changed. `settings`: chosen ones,
+    instead of cross-validation. Raises DataError for an
     unknown anchor, for a modality without samples, and when no two modalities share a sample.
     """
     prepared = prepare_closed_form(samples, groups=groups, features=features, seed=seed, device=device)
-    return solve_closed_form(prepared, dim=dim, anchor=anchor)
+    return solve_closed_form(prepared, dim=dim, anchor=anchor, settings=settings)
 
 
 def prepare_closed_form(
@@ -120,8 +122,10 @@ def prepare_closed_form(
     return Prepared(samples, {name: module.to(device) for name, module in modules.items()}, folds)
 
 
-def solve_closed_form(prepared: Prepared, *, dim: int | None = None, anchor: str = DYNAMIC) -> ClosedForm:
-    """Settings by cross-validation, then the maps from all samples; see fit_closed_form."""
+def solve_closed_form(
+    prepared: Prepared, *, dim: int | None = None, anchor: str = DYNAMIC, settings: Settings | None = None
+) -> ClosedForm:
+    """Settings by cross-validation unless they are given, then the maps from all samples; see fit_closed_form."""
     samples, folds, names = prepared.samples, prepared.folds, prepared.samples.modalities
     if anchor != DYNAMIC and anchor not in names:
         raise DataError(f"anchor {anchor!r}: expected {DYNAMIC!r} or one of {list(names)}")
@@ -129,7 +133,10 @@ def solve_closed_form(prepared: Prepared, *, dim: int | None = None, anchor: str
     total, rows = sum(x[LINEAR].shape[1] for x in folds.features), folds.present.shape[1]
     most_dims = int(min(dim or MOST_DIMS, total, max(rows // 2, 2)))
     team, refine = our_team(), min(total, rows) <= REFINED
-    choice = team.from_leader(lambda: choose(folds, dim=most_dims, weights=weights, refine=refine))
+    if settings is None:
+        choice = team.from_leader(lambda: choose(folds, dim=most_dims, weights=weights, refine=refine))
+    else:
+        choice = Choice(settings, ())
     settings = choice.settings
     modules = {
         name: module.without_kernel() if form == LINEAR else module

@@ -44,8 +44,8 @@ class Choice:
 
     @property
     def score(self) -> float:
-        """Mean over folds."""
-        return sum(self.scores) / len(self.scores)
+        """Mean over folds; 0 where the settings were given and nothing was scored."""
+        return sum(self.scores) / max(len(self.scores), 1)
 
 
 def fold_numbers(count: int, folds: int, *, groups: np.ndarray | None = None, seed: int = 0) -> np.ndarray:

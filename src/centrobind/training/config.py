@@ -55,6 +55,11 @@ class ModalityConfig(BaseModel):
         return None if self.encoder is None else {"encoder": self.encoder, **(self.__pydantic_extra__ or {})}
 
 
+FROM_SCRATCH = 1000  # steps of a training that has no linear path to start from
+MOST_STEPS = 400  # of a training that stops by itself: 60 seconds on two cores, with the refit
+EARLY, LATER = (5, 10, 20), 40  # when it looks at the validation samples
+PATIENCE = 80
+Start = Literal["auto", "closed_form", "scratch", "unimodal"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Dim = Annotated[int, Field(ge=2, le=65536, description="of the common space")]
 
@@ -62,7 +67,7 @@ Dim = Annotated[int, Field(ge=2, le=65536, description="of the common space")]
 class TrainConfig(Strict):
     """How long, how fast, and what is kept."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; default: stops by itself")
     batch_size: int | None = Field(
         None, ge=2, description="samples a step, over all ranks; default 256 or all there are"
     )
@@ -76,7 +81,13 @@ class TrainConfig(Strict):
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW, on matrices only")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this")
-    augment: float = Field(1.0, ge=0, le=3, description="strength of the augmented views; 0 = no views")
+    augment: float | None = Field(
+        None,
+        ge=0,
+        le=3,
+        description="strength of the augmented views, 0 = none; default 0 from the closed form, else 1",
+    )
+    average: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then kept; 0 = none")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="where to compute; auto = a GPU if there is one"
     )
@@ -85,13 +96,36 @@ class TrainConfig(Strict):
     checkpoint_every: int | None = Field(None, ge=1, description="steps; default a tenth of all")
     log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl")
     keep: Literal["best", "last"] = Field("best", description="which weights the run ends with: best by validation MRR")
-    valid: float = Field(0.1, gt=0, lt=1, description="part of train to validate on when the data has no valid split")
+    valid: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="part of train to validate on without a valid split; default a tenth, a sixth without steps",
+    )
     tensorboard: bool = Field(True, description="also log there, if it is installed")
+
+    @property
+    def share(self) -> float:
+        """The part of train to validate on."""
+        return self.valid or (1 / 6 if self.steps is None else 0.1)
+
+    @property
+    def most_steps(self) -> int:
+        """The number of steps, or where training stops by itself the most there can be."""
+        return MOST_STEPS if self.steps is None else self.steps
 
     def is_due(self, what: Literal["log", "validate", "checkpoint"], step: int) -> bool:
         """Whether it is time for it after `step` steps; after the last one it always is."""
         every = {"log": self.log_every, "validate": self.validate_every, "checkpoint": self.checkpoint_every}[what]
-        return step == self.steps or step % (max(1, self.steps // 10) if every is None else every) == 0
+        if step == self.most_steps:
+            return True
+        if every is None and what == "validate" and self.steps is None:
+            return step in EARLY or step % LATER == 0
+        return step % (max(1, self.most_steps // 10) if every is None else every) == 0
+
+    def stops(self, step: int, best: int | None) -> bool:
+        """Whether training is over: after all steps, or by itself where the best was less than half as long ago."""
+        return step >= self.most_steps or (self.steps is None and best is not None and step >= PATIENCE + 2 * best)
 
 
 def _objective_models() -> tuple[type[BaseModel], ...]:
@@ -116,8 +150,9 @@ class FitConfig(Strict):
     """What `fit` takes beside the data and the settings of training."""
 
     seed: Seed = 0
-    dim: Dim = 64
-    objective: ObjectiveConfig | None = Field(None, description="None: a module of the caller's own")
+    dim: Dim | None = None
+    start: Start = "auto"
+    objective: ObjectiveConfig | None = Field(None, description="None: the default, or a module of the caller's own")
 
 
 class RunConfig(Strict):
@@ -126,9 +161,10 @@ class RunConfig(Strict):
     data: str = Field(description="a store, or one of the built-in sets: glyphs, synthetic, xor")
     out: str = Field(description="the run's folder; made by the run")
     seed: Seed = 0
-    dim: Dim = 64
+    dim: Dim | None = Field(None, description="of the common space; default as the closed form chooses, else 64")
+    start: Start = Field("auto", description="auto: the closed form, unless init names a binder")
     modalities: dict[str, ModalityConfig] | None = Field(None, description="default: all in the data")
-    objective: ObjectiveConfig
+    objective: ObjectiveConfig | None = Field(None, description="default: see docs/default.md")
     train: TrainConfig = TrainConfig()
     init: str | None = Field(None, description="a run or binder whose towers training starts from")
 

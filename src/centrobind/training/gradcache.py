@@ -68,8 +68,9 @@ def chunks(batch: Batch, size: int, most: int = 0) -> Iterator[tuple[slice, Batc
     for start in range(0, max(len(batch), most, 1), size):  # an empty one too: a rank may have no sample at all
         rows = slice(min(start, len(batch)), min(start + size, len(batch)))
         # Inputs hold only the samples that are there, so their places are counts of those before.
-        inputs = {
-            name: values[before[m][rows.start] : before[m][rows.stop]]
-            for m, (name, values) in enumerate(batch.inputs.items())
-        }
-        yield rows, Batch(inputs, batch.present[:, rows], batch.ids[rows])
+        places = {name: slice(count[rows.start], count[rows.stop]) for name, count in zip(batch.modalities, before)}
+        inputs, features = (
+            {name: values[places[name]] for name, values in (each or {}).items()}
+            for each in (batch.inputs, batch.features)
+        )
+        yield rows, Batch(inputs, batch.present[:, rows], batch.ids[rows], features=features)

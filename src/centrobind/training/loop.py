@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder
 from centrobind.binder.checkpoint import save
+from centrobind.binder.linear import KeptFeatures
 from centrobind.data import ReadAhead, Sampler, Samples, fixed_sample, identity, kinship
 from centrobind.data.batches import has_pairs
 from centrobind.distributed import Team
@@ -25,15 +26,16 @@ from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, D
 from centrobind.evaluation.metrics import retrieval
 from centrobind.objectives.base import Loss, Objective
 from centrobind.progress import Watch, silent
-from centrobind.training.config import TrainConfig
+from centrobind.training.config import FROM_SCRATCH, TrainConfig
 from centrobind.training.finite import FiniteSteps, look_every
 from centrobind.training.journal import Journal
 from centrobind.training.optimizer import make_optimizer, schedule, set_lr
 from centrobind.training.replay import nonfinite_step
 from centrobind.training.run_folder import RunFolder
 from centrobind.training.shard import clip, for_leader, is_divided, put_together, shard
-from centrobind.training.state import Best, TrainingState
-from centrobind.training.step import differentiate
+from centrobind.training.state import Best, TrainingState, copy_into
+from centrobind.training.step import differentiate, view_strength
+from centrobind.training.validation import Validation, with_features
 from centrobind.types import Batch
 
 DEFAULT_BATCH = 256
@@ -52,12 +54,34 @@ def train(
 ) -> Binder:
     """Train a binder in place and return it, with the best weights on `valid` unless settings say otherwise.
 
+    See optimise, whose result is how good these were.
+    """
+    optimise(binder, objective, data, valid, settings, seed=seed, run=run, watch=watch)
+    return binder.eval()
+
+
+def optimise(
+    binder: Binder,
+    objective: Objective,
+    data: Samples,
+    valid: Samples | None,
+    settings: TrainConfig,
+    *,
+    seed: int = 0,
+    run: RunFolder | None = None,
+    watch: Watch = silent,
+) -> Best:
+    """Train a binder in place, and return the best score on `valid`, and when that was.
+
     With a `run` that holds a checkpoint, continues from there, to the same weights as if it had never stopped.
     Raises DataError, ConfigError or RunError. On Ctrl-C it finishes the step, writes a checkpoint, leaves the best
     weights so far in the binder and raises Stopped.
     With other ranks (see distributed) the result is the same: each takes a part of every batch, the first one writes.
     """
-    check_trainable(data, objective, settings)
+    paths = {name: tower.linear for name, tower in binder.towers.items() if tower.linear is not None}
+    if settings.steps is None and not paths:
+        settings = settings.model_copy(update={"steps": FROM_SCRATCH})
+    check_trainable(data, objective, settings, binder)
     team = our_team()
     check_same(team, data, settings, seed)
     valid = scorable(valid, team)
@@ -66,22 +90,29 @@ def train(
 
     kin = team.from_leader(lambda: kinship(data)) if objective.takes_groups else None
 
+    kept = KeptFeatures.of(paths, data)
+    validation = Validation(binder, valid) if paths and valid is not None else valid
+
     def read(rows: np.ndarray) -> Batch:  # of all ranks' rows, this one's
-        return with_groups(data.batch(rows, team.part(len(rows))), kin)
+        mine = team.part(len(rows))
+        return with_groups(with_features(data.batch(rows, mine), kept, rows[mine]), kin)
 
     with frozen(binder, objective.frozen), Journal(run, watch if team.leads else silent, settings) as journal:
         state = fresh_state(binder, objective, data, settings, seed, team, run)
         if (saved := team.from_leader(journal.last_checkpoint)) is not None:
             state.restore(*saved)
-            check_length(state.step, settings.steps)
+            check_length(state.step, settings.most_steps)
         journal.start(state.step)
+        if validated and paths and state.step == 0:
+            journal.log(0, validate_and_keep(state, validation, team))
         with stop_on_signal(at_once=team.size == 1) as stopped, ReadAhead(state.sampler, read) as batches:
-            while state.step < settings.steps:
+            while not settings.stops(state.step, state.best.step):
                 batch = team.level(state.modules["towers"].prepare(next(batches)))
                 loss, norm = advance(state, batch, settings, seed, team)
                 journal.watch(state.step, loss=state.finite.loss)
                 # Asked once: what stops below must be saved above.
-                last = state.step == settings.steps or team.any(stopped())
+                stop = team.any(stopped())
+                last = state.step == settings.most_steps or stop
                 log = written and (last or settings.is_due("log", state.step))
                 score = validated and settings.is_due("validate", state.step)
                 keep = written and (last or settings.is_due("checkpoint", state.step))
@@ -95,21 +126,23 @@ def train(
                     raise team.agreed(team.from_leader(again))
                 record = measured(state, loss, norm) | {"seconds": journal.seconds} if log else {}
                 if score:
-                    record |= validate_and_keep(state, valid, team)
+                    record |= validate_and_keep(state, validation, team)
                 journal.log(state.step, record)
                 if keep:
                     tensors, rest = state.snapshot(batches.state())
                     journal.checkpoint(for_leader(tensors, team), rest)
-                if last and state.step < settings.steps:
+                if stop and not settings.stops(state.step, state.best.step):
                     finish(binder, state, settings, team)
-                    raise team.agreed(stopped_early(state.step, settings.steps, run))
+                    early = team.agreed(stopped_early(state.step, settings.most_steps, run))
+                    early.binder = binder
+                    raise early
         finish(binder, state, settings, team)
     if run is not None:
         save(binder, run.path / "binder.safetensors")
-    return binder
+    return state.best
 
 
-def check_trainable(data: Samples, objective: Objective, settings: TrainConfig) -> None:
+def check_trainable(data: Samples, objective: Objective, settings: TrainConfig, binder: Binder) -> None:
     """Say before the first step what would go wrong in it."""
     if len(data.modalities) < 2:
         raise DataError(f"binding needs at least two modalities, got {list(data.modalities)}")
@@ -120,7 +153,7 @@ def check_trainable(data: Samples, objective: Objective, settings: TrainConfig) 
             f"{type(objective).__name__} to learn from, expected 2 or more; check with `centrobind inspect` that the "
             "samples of the modalities belong together"
         )
-    if objective.needs_views and settings.augment == 0:
+    if objective.needs_views and view_strength(settings, binder, objective) == 0:
         raise ConfigError("this objective compares each sample with an augmented view: train.augment must be above 0")
 
 
@@ -184,6 +217,8 @@ def advance(state: TrainingState, batch: Batch, settings: TrainConfig, seed: int
     if state.finite.note(state.step, loss.total.detach(), norm, batch.all_ids):
         state.optimizer.step()
         state.modules["objective"].bound()
+        if settings.average > 0:
+            state.average(settings.average)
     state.step += 1
     return loss, norm
 
@@ -201,25 +236,59 @@ def validate(binder: Binder, valid: Samples) -> dict[str, float]:
     return {"mean/mrr": scores.mean.mrr, **recall}
 
 
-def validate_and_keep(state: TrainingState, valid: Samples | None, team: Team) -> dict[str, float]:
+def validate_and_keep(state: TrainingState, valid: Samples | Validation | None, team: Team) -> dict[str, float]:
     """The validation scores, for the log (empty but on the leader); weights better than all before are kept."""
-    towers = state.modules["towers"]
-    # Towers that are divided need all ranks to embed anything; else the leader does.
-    scores = validate(towers, valid) if team.leads or any(map(is_divided, towers.parameters())) else {}
-    if team.any(team.leads and state.best.improves(scores["mean/mrr"], state.step)):
-        weights = for_leader(towers.state_dict(), team)
-        if team.leads:
-            state.best.keep(towers, weights)
+    with state.averages():
+        towers = state.modules["towers"]
+        # Towers that are divided need all ranks to embed anything; else the leader does.
+        scores, better = {}, False
+        if team.leads or any(map(is_divided, towers.parameters())):
+            scores, better = compare_with_best(state, valid)
+        state.best.step, state.best.amount = team.from_leader(lambda: (state.best.step, state.best.amount))
+        if team.any(team.leads and better):
+            weights = for_leader(towers.state_dict(), team)
+            if team.leads:
+                state.best.keep(towers, weights)
     return {f"valid/{key}": value for key, value in scores.items()}
+
+
+def compare_with_best(state: TrainingState, valid: Samples | Validation | None) -> tuple[dict[str, float], bool]:
+    """The scores now, and whether they are above all before.
+
+    What was learned beside linear paths must beat these by more than the error of the difference: the best of many
+    looks at few samples is good by luck too.
+    """
+    towers, best = state.modules["towers"], state.best
+    if not isinstance(valid, Validation):
+        scores = validate(towers, valid)
+        return scores, best.improves(scores["mean/mrr"], state.step)
+    look = valid.look(towers)
+    best.start = look.start
+    if look.sure:
+        better = best.improves(look.score, state.step, look.amount)
+    else:
+        better = best.step is None and best.improves(look.start, state.step, 0.0)
+    return look.numbers | {"amount": look.amount, "start": look.start}, better
 
 
 def finish(binder: Binder, state: TrainingState, settings: TrainConfig, team: Team) -> None:
     """Leave the weights that the run ends with in the binder, whole and on every rank."""
+    if state.averaged is not None:
+        copy_into(dict(state.modules["towers"].named_parameters()), state.averaged)
     whole_modules(binder, state.modules)
     if settings.keep == "best" and state.best.step is not None and team.leads:
         state.best.put_back(binder)
+        shrink(binder, state.best.amount)
     team.spread(binder)
     binder.eval()
+
+
+@torch.no_grad()
+def shrink(binder: Binder, amount: float) -> None:
+    """Keep only so much of what was learned beside linear paths."""
+    for tower in binder.towers.values():
+        if tower.linear is not None:
+            tower.head.weight.mul_(amount)
 
 
 def whole_modules(binder: Binder, modules: nn.ModuleDict) -> nn.ModuleDict:

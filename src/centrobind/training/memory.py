@@ -25,10 +25,11 @@ from centrobind.objectives import infonce
 from centrobind.objectives.base import Objective
 from centrobind.objectives.tiles import TILES
 from centrobind.seeds import seeded
-from centrobind.training.config import RunConfig, TrainConfig, make_objective
-from centrobind.training.fit import configured_samples
+from centrobind.training.config import RunConfig, TrainConfig
+from centrobind.training.fit import configured_objective, configured_samples
 from centrobind.training.loop import DEFAULT_BATCH
-from centrobind.training.step import in_precision
+from centrobind.training.recipe import LEAST_DIM
+from centrobind.training.step import in_precision, view_strength
 from centrobind.types import Embeddings, unit
 
 Made = TypeVar("Made")
@@ -55,10 +56,10 @@ def plan(config: RunConfig, samples: Samples | None = None) -> list[Need]:
 
     Raises what the run would raise for data, modalities or encoders that do not fit.
     """
-    learn, _ = train_and_valid(configured_samples(config, samples), valid=config.train.valid, seed=config.seed)
-    objective = make_objective(config.objective, learn.modalities)
+    learn, _ = train_and_valid(configured_samples(config, samples), valid=config.train.share, seed=config.seed)
+    objective = configured_objective(config, learn.modalities)
     encoders = {name: about.encoder_spec() for name, about in (config.modalities or {}).items()}
-    binder = build_binder(learn, dim=config.dim, encoders=encoders, seed=config.seed)
+    binder = build_binder(learn, dim=config.dim or LEAST_DIM, encoders=encoders, seed=config.seed)
     asked = config.train.batch_size or min(DEFAULT_BATCH, len(learn))
     near = [2 ** (asked.bit_length() - 1 + by) for by in (-2, -1, 0, 1, 2, 3)]
     sizes = sorted({asked, *(size for size in near if 2 <= size <= len(learn))})
@@ -69,6 +70,7 @@ def needs(
     binder: Binder, objective: Objective, data: Samples, settings: TrainConfig, sizes: Sequence[int]
 ) -> list[Need]:
     """The same for a binder and an objective at hand. Neither is changed."""
+    settings = settings.model_copy(update={"augment": view_strength(settings, binder, objective)})
     modules = nn.ModuleDict({"towers": binder, "objective": objective})
     frozen = {id(value) for name in objective.frozen for value in binder.towers[name].parameters()}
     trained = [value for value in modules.parameters() if value.requires_grad and id(value) not in frozen]

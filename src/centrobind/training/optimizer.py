@@ -30,11 +30,16 @@ def make_optimizer(modules: nn.Module, settings: TrainConfig) -> torch.optim.Ada
 
 
 def schedule(step: int, settings: TrainConfig) -> float:
-    """Between 0 and 1: a straight rise over the warmup, then half a cosine down."""
-    warmup = max(1, round(settings.warmup * settings.steps))
+    """Between 0 and 1: a straight rise over the warmup, then half a cosine down; level where weights are averaged.
+
+    Averaging does what a falling rate does, and needs no end that is known beforehand.
+    """
+    warmup = max(1, round(settings.warmup * settings.most_steps))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+    if settings.average > 0:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.most_steps - warmup)))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -80,6 +80,7 @@ def nonfinite_step(
         tensors = binder_tensors(binder)
         tensors |= {f"objective/{name}": value for name, value in objective.state_dict().items()}
         tensors |= {f"inputs/{name}": value for name, value in batch.inputs.items()} | {"present": batch.present}
+        tensors |= {f"features/{name}": value for name, value in (batch.features or {}).items()}
         if batch.groups is not None:
             tensors["groups"] = torch.from_numpy(batch.groups)
         write_tensors(run.path / f"{BUNDLE}.safetensors", tensors, state)
@@ -114,7 +115,8 @@ def replay(
         inputs = _part(tensors, "inputs/")
         ordered = {name: inputs[name] for name in state["modalities"]}
         groups = tensors["groups"].numpy() if "groups" in tensors else None
-        batch = Batch(ordered, tensors["present"], np.array(state["rows"]), groups=groups)
+        features = _part(tensors, "features/")
+        batch = Batch(ordered, tensors["present"], np.array(state["rows"]), groups=groups, features=features)
         modules = nn.ModuleDict({"towers": binder, "objective": objective}).train()
         return _do(modules, batch, state["ids"], state)
     except CentrobindError:

@@ -11,7 +11,7 @@ from torch import nn
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder
 from centrobind.distributed import ALONE, Team
-from centrobind.objectives.base import Loss, sure_of_positives
+from centrobind.objectives.base import Loss, Objective, sure_of_positives
 from centrobind.seeds import seeded
 from centrobind.training.config import TrainConfig
 from centrobind.training.gradcache import GradCache
@@ -49,8 +49,8 @@ def differentiate(
         embed = GradCache(embed, settings.chunk, seed, step, most=max(team.parts(len(batch.all_ids))))
     with seeded(seed, step):
         z, views = embed(batch), None
-        if settings.augment > 0:
-            views = embed(augment(batch, binder.kinds, seed=(seed, step), strength=settings.augment))
+        if (strength := view_strength(settings, binder, objective)) > 0:
+            views = embed(augment(batch, binder.kinds, seed=(seed, step), strength=strength))
         z, views = team.gather(z, views, ids=batch.all_ids)
         # Only where there are any: an objective of one's own need not know of groups.
         groups = {} if batch.groups is None else {"groups": torch.from_numpy(batch.groups)}
@@ -61,6 +61,14 @@ def differentiate(
         embed.backward()
     team.average(value for value in modules.parameters() if not is_divided(value))  # FSDP2 has averaged the others
     return Step(z, views, loss)
+
+
+def view_strength(settings: TrainConfig, binder: Binder, objective: Objective) -> float:
+    """How strongly views are augmented, 0 = there are none: as set, else none beside a linear path."""
+    if settings.augment is not None:
+        return settings.augment
+    beside = any(tower.linear is not None for tower in binder.towers.values())
+    return 0.0 if beside and not objective.needs_views else 1.0
 
 
 def in_precision(binder: Binder, settings: TrainConfig) -> Callable[[Batch], Embeddings]:
