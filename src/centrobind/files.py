@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
-from centrobind.errors import CheckpointError
+from centrobind.errors import CentrobindError, CheckpointError
+
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def named(path: str | Path, error: type[CentrobindError]) -> Path:
+    """The path, whether something lies there or not; `error` for a text that no file can be called.
+
+    `Path.exists` and its like raise OSError or ValueError for those: names that are too long, hold a zero byte or a
+    lone surrogate, or circles of links.
+    """
+    try:
+        os.stat(path)
+    except OSError as reason:
+        if reason.errno in NO_NAME:
+            raise error(f"{str(path)[:80]!r}: not the name of a file ({reason.strerror})") from None
+    except ValueError as reason:
+        raise error(f"{str(path)[:80]!r}: not the name of a file ({reason})") from None
+    return Path(path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -20,11 +20,13 @@ from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, save
 from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
 from centrobind.data.builtin import DATASETS
+from centrobind.errors import DataError
 from centrobind.evaluation.evaluate import accuracies, label_codes, means_of, probe_outcomes, units
 from centrobind.evaluation.metrics import asked_ranks, geometry, rank_metrics, ranks_by_sample, retrieval
 from centrobind.evaluation.ranks import score_ranks
 from centrobind.evaluation.relevance import question, with_relevance
 from centrobind.evaluation.scores import joined, mean_of
+from centrobind.files import named
 from centrobind.objectives.base import Objective
 from centrobind.training.config import dump_config
 from centrobind.training.loop import train
@@ -34,7 +36,7 @@ from centrobind.types import Embeddings
 
 def store_of(dataset: DatasetConfig, out: Path) -> Path:
     """The data set as a store that all workers share; made on first use."""
-    path = out / "stores" / dataset.label
+    path = named(out / "stores" / dataset.label, DataError)
     if not path.exists():
         if (Path(dataset.path) / "meta.json").is_file():
             return Path(dataset.path)

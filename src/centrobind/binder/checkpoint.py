@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from centrobind.binder.binder import Binder, rebuild_binder
 from centrobind.errors import CentrobindError, CheckpointError
-from centrobind.files import write_atomically
+from centrobind.files import named, write_atomically
 
 HEADER, FORMAT, VERSION = "centrobind", "centrobind-checkpoint", 1
 TOWERS = "towers/"  # prefix of the tensors that make a binder
@@ -91,7 +91,7 @@ def load(path: str | Path, *, encoders: Mapping[str, nn.Module] | None = None) -
 
     `encoders` hands encoders of one's own in again. Raises CheckpointError.
     """
-    path = Path(path)
+    path = named(path, CheckpointError)
     if path.is_dir():
         found = [path / f"{name}.safetensors" for name in ("binder", "best", "last")]
         path = next((file for file in found if file.is_file()), path / "binder.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from centrobind.binder.augment import augment
 from centrobind.binder.binder import Binder
 from centrobind.data import Codes, Samples, sameness, write_store
+from centrobind.data.npz import NOT_A_ZIP
+from centrobind.data.samples import NOT_AN_ARRAY
 from centrobind.errors import DataError
 from centrobind.files import not_written
 from centrobind.progress import Watch, silent
@@ -76,7 +77,8 @@ def save_embeddings(path: str | Path, embeddings: Embeddings, *, fingerprint: st
 def load_embeddings(path: str | Path) -> Embeddings:
     """Read what save_embeddings wrote; DataError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves a file open that turns out to be no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = tuple(key.removeprefix("x_") for key in archive.files if key.startswith("x_"))
             z = np.stack([archive[f"x_{name}"] for name in names])
             present = np.stack([archive[f"present_{name}"] for name in names])
@@ -87,7 +89,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
             values = np.stack([archive[f"value_{name}"] for name in names]) if known else None
             if any(each is not None and each.shape[-1:] != ids.shape for each in (groups, values)):
                 raise ValueError(f"same and value_ need {len(ids)} rows")
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+    except (*NOT_AN_ARRAY, *NOT_A_ZIP, IndexError) as error:
         raise DataError(f"{path}: not a file of embeddings ({error}); expected one from `centrobind embed`") from None
     return Embeddings(torch.from_numpy(z), torch.from_numpy(present), names, ids, groups, values).checked(str(path))
 

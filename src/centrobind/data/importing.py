@@ -21,6 +21,7 @@ from centrobind.data.media import LIMITS, Limits
 from centrobind.data.npz import npz_chunks
 from centrobind.data.samples import NAME, Samples
 from centrobind.errors import DataError
+from centrobind.files import named
 
 CHUNK = 1024  # rows
 CHUNK_BYTES = 2**26  # fewer rows, where they are large
@@ -44,7 +45,7 @@ def read_chunks(
     names become samples, {"photo": "image:64x64x3"}, `limits` how much is decoded of one. Given a list `skipped`, bad
     cells are put there and become gaps, bad rows are left out; else they all are in one DataError.
     """
-    source = Path(source)
+    source = named(source, DataError)
     if not source.is_file():
         raise DataError(f"{source}: no such file; expected an .npz, .csv, .jsonl or .parquet file")
     readers = {".npz": None, ".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -17,6 +17,7 @@ from centrobind.data.samples import KINDS, NAME, NOT_AN_ARRAY, Column, Samples
 from centrobind.data.store import CATEGORIES, FORMAT, VERSION, checksum
 from centrobind.data.strings import Strings
 from centrobind.errors import StoreError
+from centrobind.files import named
 
 DTYPES = (
     np.dtype("uint8"),
@@ -31,7 +32,7 @@ def open_store(path: str | Path, *, verify: bool = False) -> Samples:
 
     Raises StoreError for a folder that is no store, is damaged, or comes from a newer centrobind.
     """
-    path = Path(path)
+    path = named(path, StoreError)
     meta = _read_meta(path)
     count = meta["samples"]
     for name, expected in meta["files"].items():
@@ -73,7 +74,7 @@ def _read_meta(path: Path) -> dict:
     file = path / "meta.json"
     if not file.is_file():
         what = "no such folder" if not path.exists() else "no meta.json in it"
-        old = path.with_name(path.name + ".old")
+        old = path.parent / f"{path.name}.old"  # the path may be "." or "/", which have no name
         if (old / "meta.json").is_file() and not path.exists():
             what = f"an import that was to replace it was killed; what was there before is {old}"
         raise StoreError(f"{path} is not a store ({what}); make one with `centrobind import SOURCE {path}`")

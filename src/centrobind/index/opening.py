@@ -16,6 +16,7 @@ from centrobind.binder.embedding import embedded_chunks
 from centrobind.data import Codes, Column, Samples, Strings
 from centrobind.data.store import CATEGORIES
 from centrobind.errors import DataError, StoreError
+from centrobind.files import named
 from centrobind.index.engine import CAPTION, LONGEST_CAPTION, About, Engine
 from centrobind.index.exact import Exact
 from centrobind.index.lance import Lance, exists
@@ -300,7 +301,7 @@ def engine_at(path: str | Path) -> type[Engine] | None:
     """The engine whose index lies in a place, None if none does."""
     if "://" in str(path):
         return Lance if exists(path) else None
-    return Exact if (Path(path) / MANIFEST).exists() else Lance if exists(path) else None
+    return Exact if (named(path, StoreError) / MANIFEST).exists() else Lance if exists(path) else None
 
 
 def open_index(path: str | Path, binder: Binder | None = None, *, device: str | torch.device | None = None) -> Index:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from centrobind.data.npz import NOT_A_ZIP
+from centrobind.data.samples import NOT_AN_ARRAY
 from centrobind.errors import CentrobindError
 from centrobind.files import not_written
 from centrobind.types import Embeddings
@@ -233,7 +234,7 @@ def cached_atlas(folder: Path, space: Embeddings, each: Callable[[int], None] | 
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as held:
             return Atlas(*(held[name] for name in ("xy", "row", "modality", "kept")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*NOT_AN_ARRAY, *NOT_A_ZIP):
         pass  # not there yet, or damaged: it is made again
     atlas = make_atlas(space, each=each)
     temporary = file.with_name(file.name + ".partial")

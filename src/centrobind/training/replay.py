@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from centrobind.binder.binder import Binder, rebuild_binder
 from centrobind.binder.checkpoint import TOWERS, binder_tensors, read_tensors, write_tensors
 from centrobind.errors import CentrobindError, CheckpointError, RunError
-from centrobind.files import write_atomically
+from centrobind.files import named, write_atomically
 from centrobind.objectives.base import Objective
 from centrobind.training.config import TrainConfig, check_config, make_objective
 from centrobind.training.run_folder import RunFolder
@@ -102,7 +102,8 @@ def replay(
     `objective` and `encoders` hand in what was made in Python and is in no config. Raises CheckpointError if there is
     no sound bundle.
     """
-    path = Path(run) / f"{BUNDLE}.safetensors" if Path(run).is_dir() else Path(run)
+    path = named(run, CheckpointError)
+    path = path / f"{BUNDLE}.safetensors" if path.is_dir() else path
     tensors, state = read_tensors(path)
     try:
         if objective is None:
