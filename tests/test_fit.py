@@ -197,7 +197,7 @@ def moves(monkeypatch):
 def test_towers_and_objective_go_to_the_device(data, moves, tmp_path):
     here = str(choose_device())
     cb.fit(data, **QUICK)
-    assert {("Binder", here), ("LeaveOneOut", here)} <= set(moves)
+    assert {("Binder", here), ("AllPairs", here)} <= set(moves)
     moves.clear()
     config = {
         "data": "-",
