@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint chaos fuzz chaos-index bench-loss bench-default bench-index media setup clean
+.PHONY: demo test lint chaos fuzz chaos-index bench bench-loss bench-default bench-index media setup clean
 
 demo: setup
 	$(BIN)/centrobind demo --force
@@ -22,10 +22,15 @@ chaos: setup
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --cases 10000 --out benchmarks/results/fuzz.json
 
+# make bench: the quick form of every benchmark, one table of figure, target and verdict; under 10 minutes
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quick.py
+
 # make bench-loss: time and memory of the loss beside others, and docs/performance.md, about 25 minutes on 2 quiet cores;
 # killed, it resumes where it was. The peers that docs/performance.md names are in the extra `bench`
 bench-loss: setup
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/loss_page.py
 
 # make chaos-index: kill writers of an index at 30 random moments and at every change to a file, about 5 minutes
 chaos-index: setup

@@ -19,6 +19,13 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setitem(tiles.TILES, "cpu", (16, 12))
     monkeypatch.setitem(tiles.STRIPS, "cpu", 5)
+    import loss_forms
+
+    return loss_forms
+
+
+@pytest.fixture
+def measuring(bench):
     import loss
 
     return loss
@@ -104,18 +111,18 @@ def test_the_bare_multiplies_are_the_three_of_each_tile(bench):
     torch.testing.assert_close(bare.d_key, s.mT @ query)
 
 
-def test_it_runs_goes_on_where_it_was_and_leaves_out_what_is_too_much(bench, page, tmp_path, monkeypatch):
+def test_it_runs_resumes_where_it_was_and_leaves_out_what_is_too_much(bench, measuring, page, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "TARGET", (3, 64, 8))
     monkeypatch.setattr(bench, "SAMPLES", (64, 128, 256))
     monkeypatch.setattr(bench, "LINES", ((3, 8), (2, 8)))
-    monkeypatch.setattr(bench, "TURNS", (2, 2))
+    monkeypatch.setattr(measuring, "TURNS", (2, 2))
     monkeypatch.setattr(page, "SLOPE_FROM", 64)
-    monkeypatch.setattr(bench, "LIMIT_GB", 0.001)
-    monkeypatch.setattr(bench, "PATIENCE_S", 1000.0)
+    monkeypatch.setattr(measuring, "LIMIT_GB", 0.001)
+    monkeypatch.setattr(measuring, "PATIENCE_S", 1000.0)
     few = {name: about for name, about in bench.CONTENDERS.items() if name not in INSTALLED_APART}  # slow to import
     monkeypatch.setattr(bench, "CONTENDERS", few)
     out = tmp_path / "loss.json"
-    bench.main(["--json", str(out)])
+    measuring.main(["--json", str(out)])
     found = json.loads(out.read_text())
     cells = found["cells"]
     assert len(cells["fused 3x64x8"]["seconds"]) == 2 and cells["fused 3x64x8"]["megabytes"] > 0
@@ -125,7 +132,7 @@ def test_it_runs_goes_on_where_it_was_and_leaves_out_what_is_too_much(bench, pag
     (last,) = cells["fused 2x128x8"]["seconds"][1:]
     del cells["fused 2x128x8"]["seconds"][1:]
     out.write_text(json.dumps(found))
-    bench.main(["--json", str(out)])
+    measuring.main(["--json", str(out)])
     again = json.loads(out.read_text())["cells"]
     assert again["fused 2x128x8"]["seconds"][1] != last
     del cells["fused 2x128x8"], again["fused 2x128x8"]
@@ -149,7 +156,7 @@ def test_ratios_are_of_the_same_turn_and_slopes_of_logarithms(bench, page):
 
 
 def test_the_page_and_its_plot_come_from_the_results_file(bench, page):
-    found = json.loads(bench.RESULTS.read_text())
+    found = json.loads(page.RESULTS.read_text())
     text = page.PAGE.read_text()
     assert page.filled(text, found) == text
     with Image.open(page.PLOT) as plot:
@@ -157,3 +164,51 @@ def test_the_page_and_its_plot_come_from_the_results_file(bench, page):
     changed = json.loads(json.dumps(found))
     changed["cells"][bench.key_of("fused", bench.TARGET)]["megabytes"] += 1
     assert page.filled(text, changed) != text
+
+
+def test_a_verdict_says_which_way_a_target_is_missed(bench):
+    from figures import Figure, table
+
+    kinds = [Figure("a", 2, 1.9), Figure("b", 2, 3), Figure("c", 50, 40, most=False), Figure("d", 1, note="no GPU")]
+    assert [figure.verdict for figure in kinds] == ["met", "missed by 50%", "missed by 20%", "not measured: no GPU"]
+    assert "| c | at least 50 | 40 | missed by 20% |" in table(kinds)
+
+
+def test_turns_are_taken_by_all_and_the_first_does_not_count(bench):
+    import figures
+
+    calls = []
+    seconds = figures.turns({name: lambda name=name: calls.append(name) for name in "ab"}, 2, repeat=2)
+    assert calls == list("aabb") * 3 and [len(each) for each in seconds.values()] == [2, 2]
+    assert figures.ratio({"a": [1.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b") == 2.0
+
+
+def test_the_quick_forms_are_functions_and_docs_show_their_results(bench):
+    import importlib
+
+    import quick
+
+    for name in quick.MODULES:
+        assert callable(importlib.import_module(name).quick)
+    shown = quick.PAGE.read_text()
+    assert quick.pages.filled(shown, quick.parts(json.loads(quick.RESULTS.read_text()))) == shown
+
+
+def test_losses_by_hand_are_ours(bench):
+    import loss_figures
+
+    import centrobind as cb
+
+    one, other = (bench.inputs((2, 9, 4))[0].detach() for _ in range(2))
+    expected = cb.AllPairs(temperature=bench.TEMPERATURE)({"a": one[0], "b": other[1]}).total
+    torch.testing.assert_close(loss_figures.by_hand(one[0], other[1]), expected)
+
+
+def test_exponents_are_slopes_of_logarithms_and_docs_show_their_results(bench):
+    import exponents
+
+    assert exponents.exponent({"10": 3.0, "100": 300.0, "1000": 30000.0}) == pytest.approx(2)
+    results = json.loads(exponents.RESULTS.read_text())
+    assert results.keys() == exponents.LINES.keys()
+    shown = exponents.PAGE.read_text()
+    assert exponents.pages.filled(shown, {"exponents table": exponents.table(results)}) == shown

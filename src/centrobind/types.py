@@ -172,7 +172,7 @@ class Embeddings:
     def later(self) -> Callable[[], Embeddings]:
         """These embeddings, detached, for callers that may never want them: made again, where they were made of
         tensors that are there in any case, rather than held until then."""
-        source = self.__dict__.get("_source")
+        source: _Source | None = self.__dict__.get("_source")
         if source is not None:
             return source.embeddings
         here = self.detach()

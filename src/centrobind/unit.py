@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,13 @@ def unit_stack(tensors: Sequence[Tensor], present: Tensor | None = None) -> Tens
     What unit(torch.where(present, torch.stack(tensors), 0)) gives, gradients included, with one (M, N, D) where that
     holds four: the tensors are there in any case, so the backward pass reads them again.
     """
-    return _UnitStack.apply(present, *tensors)
+    z: Tensor = _UnitStack.apply(present, *tensors)  # type: ignore[no-untyped-call]
+    return z
 
 
 class _UnitStack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, present: Tensor | None, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, present: Tensor | None, *tensors: Tensor) -> Tensor:
         dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
         z = torch.empty((len(tensors), *tensors[0].shape), dtype=dtype, device=tensors[0].device)
         ctx.together = z.numel() <= FEW
@@ -49,7 +51,7 @@ class _UnitStack(torch.autograd.Function):
         return z
 
     @staticmethod
-    def backward(ctx, d_z: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_z: Tensor) -> tuple[Tensor | None, ...]:
         count = len(ctx.needs_input_grad) - 1
         tensors, rest = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if torch.is_grad_enabled():  # create_graph=True: in steps that autograd can differentiate again

@@ -139,10 +139,10 @@ def _compared(
     memory: int | None = None,
 ) -> InfoNCE:
     """Embeddings with anchors, or with each other."""
-    present = (None, None) if z.complete and anchor.complete else (z.present, anchor.present)
+    has_z, has_anchor = (None, None) if z.complete and anchor.complete else (z.present, anchor.present)
     # A centroid is held once, as the anchor of all; embeddings compared with each other are held once too.
     held = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in (z.z, anchor.z)}.values())
-    return infonce(z.z, anchor.z, *present, temperature, pairs=pairs, groups=groups, memory=memory, held=held)
+    return infonce(z.z, anchor.z, has_z, has_anchor, temperature, pairs=pairs, groups=groups, memory=memory, held=held)
 
 
 def _mean_of_terms(terms: InfoNCE, weights: Tensor | None = None) -> Tensor:

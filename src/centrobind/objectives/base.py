@@ -144,7 +144,7 @@ class Objective(nn.Module):
             raise DataError(f"{type(self).__name__} knows no groups: pass groups=None, or use an objective of pairs")
         return self.compare(z, views, groups.to(z.z.device))
 
-    def compare(self, z: Embeddings, views: Embeddings | None) -> Loss:
+    def compare(self, z: Embeddings, views: Embeddings | None, groups: Tensor | None = None) -> Loss:
         """The loss of sound input; with `takes_groups`, `groups` comes as a third argument."""
         raise NotImplementedError
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def batched_infonce(query: Tensor, key: Tensor, temperature: Tensor, comparison:
         matrices = _Matrices.of(query, key, temperature, comparison)
     if not matrices.reach <= LARGEST[matrices.e.dtype]:  # written so that a NaN is too much
         return None
-    return _BatchedInfoNCE.apply(query, key, temperature, matrices)
+    means: Tensor = _BatchedInfoNCE.apply(query, key, temperature, matrices)  # type: ignore[no-untyped-call]
+    return means
 
 
 @dataclass
@@ -56,39 +58,41 @@ class _Matrices:
         reach = max(math.log(high), -math.log(low)) if 0 < low <= high < math.inf else math.inf
         if comparison.ranks is not ALONE:
             reach = float(comparison.ranks.max(e.new_full((), reach, dtype=torch.float64)))
-        if comparison.groups is not None:
-            e.masked_fill_(comparison.same_group(own), 0)
+        if (same_group := comparison.same_group(own)) is not None:
+            e.masked_fill_(same_group, 0)
         return cls(comparison, q, k, e, match, reach)
 
     def sums(self, own: slice) -> tuple[Tensor, Tensor]:
         """Over the columns that are present, (T, n), and over this rank's rows, (T, N)."""
-        if self.comparison.complete:
+        has_query, has_key = self.comparison.query_present, self.comparison.key_present
+        if has_query is None or has_key is None:
             return self.e.sum(2), self.e.sum(1)
         one, other = zip(*self.comparison.pairs)
-        has_query = _picked(self.comparison.query_present[:, own], one).to(self.e.dtype)
-        has_key = _picked(self.comparison.key_present, other).to(self.e.dtype)
+        has_query = _picked(has_query[:, own], one).to(self.e.dtype)
+        has_key = _picked(has_key, other).to(self.e.dtype)
         return torch.bmm(self.e, has_key[..., None]).squeeze(2), torch.bmm(has_query[:, None], self.e).squeeze(1)
 
 
 class _BatchedInfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, temperature: Tensor, matrices: _Matrices) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, temperature: Tensor, matrices: _Matrices) -> Tensor:
         comparison, e = matrices.comparison, matrices.e
         own = comparison.own(query)
         with exactly(query):
             ahead, back = matrices.sums(own)
         if comparison.ranks is not ALONE:
             back = comparison.ranks.sum(back.double())
-        losses = torch.stack([ahead, back[:, own].to(ahead.dtype)]).double().log2_().sub_(matrices.match)
+        back = back.to(e.dtype)
+        losses = torch.stack([ahead, back[:, own]]).double().log2_().sub_(matrices.match)
         if not comparison.complete:
             # Select, never multiply: a row without candidates is -inf, and 0 * inf is NaN.
             losses = torch.where(comparison.both()[:, own], losses, 0)
-        ctx.save_for_backward(query, key, temperature, matrices.q, matrices.k, e, ahead, back.to(e.dtype))
+        ctx.save_for_backward(query, key, temperature, matrices.q, matrices.k, e, ahead, back)
         ctx.comparison, ctx.reach = comparison, matrices.reach
         return losses.sum(2).div_(LOG2E).div_(comparison.count).to(e.dtype)
 
     @staticmethod
-    def backward(ctx, d_means: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         query, key, temperature, q, k, e, ahead, back = ctx.saved_tensors
         comparison = ctx.comparison
         if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd
@@ -110,7 +114,7 @@ class _BatchedInfoNCE(torch.autograd.Function):
         return d_query, d_key, d_temperature, None
 
 
-def _slopes(ctx, e: Tensor, ahead: Tensor, back: Tensor, d_sums: Tensor, own: slice) -> Tensor:
+def _slopes(ctx: Any, e: Tensor, ahead: Tensor, back: Tensor, d_sums: Tensor, own: slice) -> Tensor:
     """(T, n, N): the derivative of the loss by the logits, over the temperature."""
     d_ahead, d_back = d_sums[:, :, None].to(e.dtype)
     a, b, positive = d_ahead / ahead, d_back / back, d_ahead + d_back

@@ -113,7 +113,13 @@ class Comparison:
 
     def both(self) -> Tensor:
         """(T, N) bool: where there is a positive."""
-        return torch.stack([self.query_present[one] & self.key_present[other] for one, other in self.pairs])
+        queries, keys = self.present()
+        return torch.stack([queries[one] & keys[other] for one, other in self.pairs])
+
+    def present(self) -> tuple[Tensor, Tensor]:
+        """(M, N) and (K, N) bool; only where it is marked (see with_presence)."""
+        assert self.query_present is not None and self.key_present is not None
+        return self.query_present, self.key_present
 
     def same_group(self, rows: slice, cols: slice = slice(None)) -> Tensor | None:
         """(rows, cols) bool of samples: which are no negatives of each other; a sample and itself are a positive."""
@@ -129,8 +135,7 @@ class Comparison:
                 "second derivatives (create_graph=True) of a loss that several ranks share are not known: expected a "
                 "backward pass without create_graph; compute a gradient penalty on one process"
             )
-        known = self.with_presence(query, key)
-        present = known.query_present, known.key_present
+        present = self.with_presence(query, key).present()
         return dense_gradients(
             query, key, *present, temperature, d_means / self.count, pairs=self.pairs, groups=self.groups
         )

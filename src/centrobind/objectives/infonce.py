@@ -82,9 +82,20 @@ def infonce(
     """
     team = dividing()
     if ranks is None and team.size > 1:
-        mine, how = team.part(key.shape[1]), {"pairs": pairs, "groups": groups, "ranks": team}
-        how |= {"memory": memory, "held": held}
-        share = infonce(query[:, mine], key, query_present, key_present, temperature, first=mine.start, **how)
+        mine = team.part(key.shape[1])
+        share = infonce(
+            query[:, mine],
+            key,
+            query_present,
+            key_present,
+            temperature,
+            pairs=pairs,
+            groups=groups,
+            first=mine.start,
+            ranks=team,
+            memory=memory,
+            held=held,
+        )
         return InfoNCE(team.sum(share.means), share.positives)
     if pairs is None:
         if len(query) != len(key):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,14 @@ def tiled_infonce(query: Tensor, key: Tensor, temperature: Tensor, comparison: C
     Differentiable in queries, keys and temperature. Half precision is brought to float32 tile by tile; sums over
     samples are float64.
     """
-    return _TiledInfoNCE.apply(query, key, temperature, comparison.with_presence(query, key))
+    comparison = comparison.with_presence(query, key)
+    means: Tensor = _TiledInfoNCE.apply(query, key, temperature, comparison)  # type: ignore[no-untyped-call]
+    return means
 
 
 class _TiledInfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, temperature: Tensor, comparison: Comparison) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, temperature: Tensor, comparison: Comparison) -> Tensor:
         ctx.given = comparison
         keys, comparison = comparison.of_one_key(key)
         with exactly(query):
@@ -62,7 +65,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         return (losses.sum(2) / comparison.count).to(tiles.dtype)
 
     @staticmethod
-    def backward(ctx, d_means: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         query, key, temperature, ahead, back, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd
             return *ctx.given.dense_gradients(query, key, temperature, d_means), None
@@ -84,11 +87,11 @@ class _TiledInfoNCE(torch.autograd.Function):
             d_temperature = None
             if d_query is not None:
                 if tiles.gaps[0]:
-                    d_query.masked_fill_(~ctx.comparison.query_present[:, tiles.own, None], 0)
+                    d_query.masked_fill_(~ctx.comparison.present()[0][:, tiles.own, None], 0)
                 if needs_temperature:
                     d_temperature = tiles.inner(d_query).mul_(-1 / ctx.divisor).to(temperature.dtype)
             if d_key is not None and tiles.gaps[1]:
-                d_key.masked_fill_(~ctx.comparison.key_present[..., None], 0)
+                d_key.masked_fill_(~ctx.comparison.present()[1][..., None], 0)
             if d_key is not None and len(keys) < len(key):
                 d_key = d_key.div_(len(key)).expand(key.shape)  # what they add up to is all that matters
         return (
@@ -102,12 +105,12 @@ class _TiledInfoNCE(torch.autograd.Function):
 def _measure(tiles: Tiles, temperature: Tensor) -> float:
     """The temperature, and what the tiles should know of their inputs, read from the device at once."""
     comparison = tiles.comparison
-    present = comparison.query_present, comparison.key_present
+    present = comparison.present()
     reach = comparison.ranks.max(tiles.longest(tiles.query, present[0][:, tiles.own]))
     reach = reach * tiles.longest(tiles.key, present[1])
     facts = [reach, temperature.detach().reshape(()).double(), *(there.all().double() for there in present)]
-    reach, divisor, *complete = torch.stack(facts).tolist()
-    tiles.reach = reach / abs(divisor) if divisor else math.inf
+    longest, divisor, *complete = (float(fact) for fact in torch.stack(facts).tolist())
+    tiles.reach = longest / abs(divisor) if divisor else math.inf
     tiles.gaps = (not complete[0], not complete[1])
     return divisor
 
@@ -121,7 +124,8 @@ def _sums_one_exponential(tiles: Tiles, divisor: float) -> tuple[Tensor, Tensor,
     shift = max(0.0, tiles.reach - largest)
     tiles.scale, tiles.shift = LOG2E / divisor, LOG2E * shift
     ahead, back, match = tiles.zeros(tiles.n), tiles.zeros(tiles.N), tiles.zeros(tiles.n)
-    has_query, has_key = comparison.query_present[:, tiles.own].to(tiles.dtype), comparison.key_present.to(tiles.dtype)
+    has_query, has_key = (there.to(tiles.dtype) for there in comparison.present())
+    has_query = has_query[:, tiles.own]
     for tile in tiles:
         one, other = comparison.pairs[tile.term]
         match[tile.term, tile.positives] = tile.diagonal(tile.s)
@@ -212,6 +216,7 @@ def _leave_out(tile: Tile, comparison: Comparison) -> Tensor:
     """The tile's logits, -inf where either is absent or the two may not be negatives."""
     one, other = comparison.pairs[tile.term]
     there = slice(comparison.first + tile.rows.start, comparison.first + tile.rows.stop)
-    tile.s.masked_fill_(~comparison.query_present[one, there, None], -torch.inf)
-    tile.s.masked_fill_(~comparison.key_present[other, tile.cols], -torch.inf)
+    queries, keys = comparison.present()
+    tile.s.masked_fill_(~queries[one, there, None], -torch.inf)
+    tile.s.masked_fill_(~keys[other, tile.cols], -torch.inf)
     return tile.s if tile.same_group is None else tile.s.masked_fill_(tile.same_group, -torch.inf)

@@ -75,11 +75,11 @@ class Tiles:
 
     def queries(self, one: int, rows: slice) -> Tensor:
         """(rows, D) of the rank's own queries."""
-        return self.some(self.query[one, rows], self.comparison.query_present[one, self.own][rows], self.gaps[0])
+        return self.some(self.query[one, rows], self.comparison.present()[0][one, self.own][rows], self.gaps[0])
 
     def keys(self, other: int, cols: slice) -> Tensor:
         """(cols, D) keys."""
-        return self.some(self.key[other, cols], self.comparison.key_present[other, cols], self.gaps[1])
+        return self.some(self.key[other, cols], self.comparison.present()[1][other, cols], self.gaps[1])
 
     def longest(self, x: Tensor, present: Tensor) -> Tensor:
         """() float64: the length of the longest row that is there."""
@@ -99,7 +99,8 @@ class Tiles:
 
     def __iter__(self) -> Iterator[Tile]:
         shift = self.query.new_full((1,), -self.shift, dtype=self.dtype)
-        kept, number, buffer = len(self.kept), 0, None
+        kept, number = len(self.kept), 0
+        buffer: Tensor | None = None
         for term, (one, other) in enumerate(self.comparison.pairs):
             for rows in cut(self.n, self.size[0]):
                 q = self.queries(one, rows)
@@ -108,10 +109,11 @@ class Tiles:
                     if number < kept:
                         s = self.kept[number]
                     else:
-                        s = self.place(len(q), len(k))
-                        if s is None:
+                        place = self.place(len(q), len(k))
+                        if place is None:
                             buffer = self.buffer(self.n) if buffer is None else buffer
-                            s = buffer[: len(q) * len(k)].view(len(q), len(k))
+                            place = buffer[: len(q) * len(k)].view(len(q), len(k))
+                        s = place
                         beta = 1.0 if self.shift else 0.0  # 0: the shift is not even read
                         torch.addmm(shift, q, k.mT, beta=beta, alpha=self.scale, out=s)
                     first = self.comparison.first
