@@ -25,8 +25,8 @@ ORDER = {
     "types": "",
     "distributed": "",
     "devices": "",
-    "data": "strings arrays spread categories samples repeats identity store opening "
-    "media sound decoding paths cells npz importing intake batches builtin inspecting",
+    "data": "strings arrays spread categories samples repeats identity store opening media "
+    "sound decoding paths cells npz tables importing intake batches builtin inspecting",
     "closed_form": "moments gcca components grams features sequences pictures texts kinds choose stream bind",
     "objectives": "anchors dense_infonce comparison batched_infonce tiles tiled_infonce infonce tiled_tuples base anchored joint table",
     "binder": "inputs drift augment encoders linear pretrained binder checkpoint embedding features",
@@ -127,7 +127,7 @@ def test_command_line():
     found = {name: sorted(o for p in command.params for o in p.opts) for name, command in commands.items()}
     assert found == {
         "demo": ["--force", "--out", "--quick", "--seed", "--serve"],
-        "import": "--force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
+        "import": "--columns --encoding --force --kind --limit --modalities --nan-as-missing --read --skip-bad source store".split(),
         "featurize": ["--batch-size", "--force", "--modality", "out", "store"],
         "inspect": ["--json", "--plan", "--verify", "store"],
         "train": ["--force", "--resume", "--set", "config"],

@@ -62,7 +62,7 @@ def demo(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help=".npz, .csv, .jsonl or .parquet file, or a built-in set")],
+    source: Annotated[str, typer.Argument(help=".npz, .csv, .tsv, .jsonl or .parquet file, or a built-in set")],
     store: Annotated[Path, typer.Argument(help="folder of the new store")],
     modalities: Annotated[Optional[str], typer.Option(help="only these columns: image,audio")] = None,  # noqa: UP045
     kind: Annotated[list[str], typer.Option(help="what a modality is, where the guess is wrong: photo=image")] = [],  # noqa: B006
@@ -77,6 +77,13 @@ def import_(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="files that cannot be read are missing, and listed in STORE/skipped.csv")
     ] = False,
+    columns: Annotated[
+        list[str], typer.Option(help="columns of numbers that are one modality: acc=ax,ay,az or genes=ENSG*")
+    ] = [],  # noqa: B006
+    encoding: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of a CSV or JSONL file that is not UTF-8: cp1252 (Excel), latin-1"),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Turn a file into a store that can be trained on.
@@ -106,6 +113,8 @@ def import_(
             readings=dict(_key_value(pair, "--read") for pair in read),
             limits=Limits.of(dict(_key_value(pair, "--limit") for pair in limit)),
             skipped=skipped,
+            columns={name: names.split(",") for name, names in (_key_value(pair, "--columns") for pair in columns)},
+            encoding=encoding,
         )
     write_store(store, chunks, replace=force)
     if skipped:

@@ -63,7 +63,9 @@ class CellReader:
         if cell is None or (isinstance(cell, str) and cell == ""):
             return None
         try:
-            value = self._value(name, cell)
+            value = cell.numbers() if hasattr(cell, "numbers") else self._value(name, cell)
+            if value is None:
+                return None
             self._check(name, value)
         except ExtraError:  # one package is missing, not a thousand cells wrong
             raise
@@ -94,6 +96,11 @@ class CellReader:
 
     def _check(self, name: str, value: np.ndarray | str) -> None:
         if isinstance(value, str):
+            if len(value) > self.limits.characters:
+                raise DataError(
+                    f"{len(value):,} characters, more than the {self.limits.characters:,} that are read of a text; "
+                    "--limit characters=... allows more"
+                )
             whole_text(value)
         else:
             finite = np.isfinite(value)
@@ -117,7 +124,7 @@ class CellReader:
             ending = Path(cell).suffix.lower()
             if self.folder is not None and (ending in ENDINGS or (reading and reading.how != "text")):
                 return self._file(name, cell, reading, ending)
-            if _is_number(cell):
+            if is_number(cell):
                 raise DataError(
                     f"a single number ({cell}) is no modality; write [{cell}], or leave it out with --modalities"
                 )
@@ -217,9 +224,12 @@ def _looks(value: np.ndarray | str) -> str:
     return "text" if isinstance(value, str) else f"numbers of shape {value.shape}"
 
 
-def _is_number(text: str) -> bool:
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a single number, as text or as it is."""
+    if not isinstance(cell, str):
+        return isinstance(cell, int | float | np.number)
     try:
-        float(text)
+        float(cell)
     except ValueError:
         return False
     return True

@@ -8,7 +8,6 @@ cell means missing. Everything wrong with a manifest is reported at once, by row
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from centrobind.data.cells import ABOUT, BadCell, CellReader, refuse_other_case
+from centrobind.data.cells import ABOUT, BadCell, CellReader, is_number, refuse_other_case
 from centrobind.data.media import LIMITS, Limits
 from centrobind.data.npz import npz_chunks
 from centrobind.data.samples import NAME, Samples
+from centrobind.data.tables import csv_rows, joined, jsonl_rows, parquet_rows
 from centrobind.errors import DataError
 from centrobind.files import named
 
 CHUNK = 1024  # rows
 CHUNK_BYTES = 2**26  # fewer rows, where they are large
 MOST_PROBLEMS = 20
+TABLES: dict[str, Any] = {
+    ".npz": npz_chunks,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+    ".jsonl": jsonl_rows,
+    ".parquet": parquet_rows,
+}
 
 
 def read_chunks(
@@ -37,26 +44,35 @@ def read_chunks(
     readings: Mapping[str, str] | None = None,
     limits: Limits = LIMITS,
     skipped: list[BadCell] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    encoding: str | None = None,
 ) -> Iterator[Samples]:
-    """Samples from an .npz, .csv, .jsonl or .parquet file, chunk by chunk.
+    """Samples from an .npz, .csv, .tsv, .jsonl or .parquet file, chunk by chunk.
 
     `modalities` picks columns (default: all that are not id, label, split or group), `kinds` overrides what
     a modality looks like, `nan_as_missing` takes an all-NaN row for a gap. `readings` says how the files that a table
     names become samples, {"photo": "image:64x64x3"}, `limits` how much is decoded of one. Given a list `skipped`, bad
-    cells are put there and become gaps, bad rows are left out; else they all are in one DataError.
+    cells are put there and become gaps, bad rows are left out; else they all are in one DataError. `columns` makes one
+    modality of several columns with a number each, {"acc": ["ax", "ay", "az"], "genes": ["ENSG*"]}. `encoding` is that
+    of a CSV or JSONL file which is not UTF-8 and does not say so itself, such as cp1252.
     """
     source = named(source, DataError)
     if not source.is_file():
-        raise DataError(f"{source}: no such file; expected an .npz, .csv, .jsonl or .parquet file")
-    readers = {".npz": None, ".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    if source.suffix not in readers:
-        raise DataError(f"{source}: expected the ending {', '.join(readers)}, got {source.suffix or 'none'!r}")
-    if source.suffix == ".npz":
+        raise DataError(f"{source}: no such file; expected an .npz, .csv, .tsv, .jsonl or .parquet file")
+    ending = source.suffix.lower()
+    if ending not in TABLES:
+        raise DataError(f"{source}: expected the ending {', '.join(TABLES)}, got {source.suffix or 'none'!r}")
+    if ending in (".npz", ".parquet") and encoding:
+        raise DataError(f"{source}: --encoding {encoding} is for CSV and JSONL; this file has none")
+    if ending == ".npz":
+        if columns:
+            raise DataError(f"{source}: holds arrays; --columns joins columns of a table")
         if readings:
             raise DataError(f"{source}: holds arrays; only the files that a table names are read as {readings}")
         return npz_chunks(source, modalities=modalities, kinds=kinds, nan_as_missing=nan_as_missing, limits=limits)
+    rows = parquet_rows(source) if ending == ".parquet" else TABLES[ending](source, encoding)
     return record_chunks(
-        readers[source.suffix](source),
+        joined(rows, columns, str(source)) if columns else rows,
         folder=source.parent,
         where=str(source),
         modalities=modalities,
@@ -108,15 +124,20 @@ def record_chunks(
     reader = CellReader(folder, nan_as_missing=nan_as_missing, readings=readings, limits=limits)
     names = None if modalities is None else list(modalities)
     rows: list[dict[str, Any]] = []
+    seen: dict[str, None] | None = None  # the columns that are known
     count = done = held = 0
     for count, record in enumerate(records, start=1):
         if isinstance(record, str):
             reader.bad.append(BadCell(count, None, record))
             continue
         if modalities is None:
-            names = _with_new(names or [], record, where)
+            if seen is None or record.keys() - seen.keys():
+                names = _with_new(names or [], record, where)
+                seen = dict.fromkeys([*names, *ABOUT])
         elif missing := [name for name in modalities if name not in record] if done == 0 else []:
             raise DataError(f"{where}: no column {missing}, expected some of {list(record)}")
+        if done == 0:
+            _refuse_lone_numbers(record, names, where)
         values = {name: reader.read(count, name, record.get(name)) for name in names}
         about = reader.about(count, record)
         done += 1
@@ -142,13 +163,25 @@ def record_chunks(
         yield _chunk(rows, names, kinds, reader)
 
 
+def _refuse_lone_numbers(record: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """DataError where a table has many columns of one number each, as one of genes has: they are one modality."""
+    lone = [name for name in names if is_number(record.get(name))]
+    if len(lone) > MOST_PROBLEMS:
+        raise DataError(
+            f"{where}: {len(lone):,} columns hold a single number each ({lone[0]}, {lone[1]}, ...), which is no "
+            f"modality; make one of them: --columns NAME={lone[0]},{lone[1]},... or a pattern, --columns 'NAME=*', "
+            "or pick others with --modalities"
+        )
+
+
 def _with_new(names: list[str], record: Mapping[str, Any], where: str) -> list[str]:
     """The columns known, and those that a row brings."""
-    new = [key for key in record if key not in ABOUT and key not in names]
+    known = {*names, *ABOUT}
+    new = [key for key in record if key not in known]
     refuse_other_case(new, where)
     if bad := [key for key in new if not NAME.fullmatch(key)]:
         raise DataError(
-            f"{where}: columns {bad} cannot be modality names; use letters, digits, _ and -, at most 64, or pick "
+            f"{where}: columns {bad[:10]} cannot be modality names; use letters, digits, _ and -, at most 64, or pick "
             "columns with --modalities"
         )
     return [*names, *new]
@@ -198,47 +231,3 @@ def _chunk(rows: list[dict], names: list[str], kinds: Mapping[str, str] | None, 
     for name in seen.keys() & reader.readings.keys():
         samples.columns[name] = replace(samples.columns[name], reading=str(reader.readings[name]))
     return samples
-
-
-def _csv_rows(source: Path) -> Iterator[dict[str, str] | str]:
-    with open(source, newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file)
-        try:
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise DataError(f"{source}: expected distinct column names in the first line, got {header}")
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    yield f"expected {len(header)} cells as in the first line, got {len(row)}"
-                else:
-                    yield dict(zip(header, row))
-        except csv.Error as error:
-            raise DataError(f"{source}: not a CSV file near line {reader.line_num} ({error})") from None
-
-
-def _jsonl_rows(source: Path) -> Iterator[dict[str, Any] | str]:
-    with open(source, encoding="utf-8-sig", errors="replace") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                yield row if isinstance(row, dict) else f"expected an object {{...}}, got {type(row).__name__}"
-            except (ValueError, RecursionError) as error:
-                yield f"not JSON ({error})"
-
-
-def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{source}: reading Parquet needs pyarrow: pip install 'centrobind[parquet]'") from None
-    try:
-        with pyarrow.parquet.ParquetFile(source) as file:
-            for batch in file.iter_batches(batch_size=CHUNK):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error})") from None
