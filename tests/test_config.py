@@ -117,3 +117,28 @@ def test_an_anchor_that_is_not_in_the_data_is_said():
     config = check_config({"data": "s", "out": "o", "objective": {"name": "weighted", "weights": {"z": 1}}})
     with pytest.raises(ConfigError, match=r"\['z'\]"):
         make_objective(config.objective, ("a", "b"))
+
+
+def test_aliases_that_stand_for_millions_are_refused(tmp_path):
+    """Each line is ten times the one before: written out, a billion values from 300 bytes."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    merged = ["b0: &b0 {x: 1}"] + [f"b{n}: &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 10)}]}}" for n in range(1, 9)]
+    for text in ("\n".join(lines), "\n".join(merged)):
+        (tmp_path / "run.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"aliases .* stand for more than 100,000 values"):
+            load_config(tmp_path / "run.yaml")
+
+
+def test_configurations_that_are_none(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    (tmp_path / "huge.yaml").write_text("# " + "x" * 2**20)
+    (tmp_path / "folder.yaml").mkdir()
+    for name, says in {
+        "binary": "not YAML",
+        "huge": "no configuration",
+        "folder": "cannot be read",
+        "gone": "cannot be",
+    }.items():
+        with pytest.raises(ConfigError, match=says):
+            load_config(tmp_path / f"{name}.yaml")

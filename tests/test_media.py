@@ -293,3 +293,32 @@ def test_random_bytes_never_raise_anything_else():
                 decode(bytes(broken))
             except DataError as error:
                 assert "\n" not in str(error) and len(str(error)) < 250
+
+
+def sixteen_bits(values, colour, clear) -> bytes:
+    """A PNG of one row whose numbers have 16 bits; `clear` is the number that is transparent, in all channels."""
+
+    def part(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = b"".join(struct.pack(">H", value) * (3 if colour else 1) for value in values)
+    head = struct.pack(">IIBBBBB", len(values), 1, 16, 2 if colour else 0, 0, 0, 0)
+    mark = part(b"tRNS", struct.pack(">H", clear) * (3 if colour else 1))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + part(b"IHDR", head)
+        + mark
+        + part(b"IDAT", zlib.compress(b"\0" + row))
+        + part(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_transparency_of_sixteen_bits_is_compared_exactly(colour):
+    """PNG specification 11.3.2.1; 0x1299 and 0x1200 share a half each with the transparent number, and are not it."""
+    values = [0x1234, 0x3434, 0x1212, 0xFFFF, 0x1299, 0x3412, 0x0034]
+    found = decode_image(sixteen_bits(values, colour, 0x1234), (1, len(values), 3))[0]
+    want = [255, 0x34, 0x12, 255, 0x12 if colour else 0x13, 0x34, 0]
+    assert [pixel.tolist() for pixel in found] == [[value] * 3 for value in want]
+    alpha = decode_image(sixteen_bits(values, colour, 0x1234), (1, len(values), 4))[0, :, 3]
+    assert alpha.tolist() == [0, 255, 255, 255, 255, 255, 255]

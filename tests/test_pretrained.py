@@ -12,7 +12,7 @@ import torch
 import centrobind
 from centrobind.binder.binder import build_binder
 from centrobind.binder.features import featurize, featurize_store, open_extractor
-from centrobind.binder.pretrained import Pretrained, check_vision
+from centrobind.binder.pretrained import Pretrained, _rgb, check_vision
 from centrobind.data import Column, Samples, open_store, write_store
 from centrobind.errors import ConfigError, DataError, ExtraError
 from centrobind.training.config import check_config
@@ -296,3 +296,11 @@ def test_resemblyzer_tells_voices_apart():
 def test_a_modality_column_keeps_its_reading(mixed):
     assert featurize(mixed, {"text": lambda texts: [[1.0]] * len(texts)}).columns["text"].reading == ""
     assert isinstance(mixed, Samples)
+
+
+def test_transparent_pictures_are_white_where_they_are():
+    """The colour under full transparency is arbitrary: what a person sees, and decode_image gives, is white."""
+    picture = np.zeros((2, 2, 4), np.uint8)
+    picture[..., 0] = 255
+    picture[0, 0, 3], picture[0, 1, 3] = 255, 51
+    assert _rgb(picture).tolist() == [[[255, 0, 0], [255, 204, 204]], [[255] * 3] * 2]

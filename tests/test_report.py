@@ -6,6 +6,7 @@ import torch
 
 from centrobind.evaluation.evaluate import evaluate
 from centrobind.report import page as pages
+from centrobind.report import plots
 from centrobind.report.tables import html_table, markdown_table, terminal_table
 from centrobind.types import Embeddings
 
@@ -106,3 +107,12 @@ def test_neighbours_kept_is_one_for_the_same_space_and_small_for_chance():
     z = np.random.default_rng(0).normal(size=(300, 5))
     assert pages.neighbours_kept(z, 3 * z) == 1
     assert pages.neighbours_kept(z, np.random.default_rng(1).normal(size=(300, 2))) < 0.1
+
+
+@pytest.mark.parametrize("label", ["$x^2$", "US$ and C$", "$\\frac{1}{$", "a_b $ c"])
+def test_a_dollar_in_a_label_is_a_dollar(label):
+    """matplotlib takes what stands between two for a formula, and raises for one that is none."""
+    points = np.random.default_rng(0).normal(size=(12, 2))
+    assert "base64" in plots.space_map(points, {label: [label, "other"] * 6})
+    assert "<svg" in plots.curves({label: ("red", [1, 2], [1, 2])}, label, label, label)
+    assert "<svg" in plots.score_dots([(label, "red", {"mean": (0.5, 0.4, 0.6)})])

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -166,3 +167,43 @@ def test_random_bytes_never_raise_anything_else():
             assert np.isfinite(decode_sound(bytes(broken))).all()
         except DataError as error:
             assert "\n" not in str(error)
+
+
+def wav(samples=8000, order="<", junk=b"", riff=None, data=None, cut=None) -> bytes:
+    """A WAV of 16 bits written by hand; its lengths may be other than they are."""
+    sound = (9000 * np.sin(np.arange(samples) / 20)).astype(f"{order}i2").tobytes()
+    head = b"WAVEfmt " + struct.pack(order + "IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16) + junk
+    length = len(sound) if data is None else data
+    whole = len(head) + 8 + len(sound) if riff is None else riff
+    mark = b"RIFF" if order == "<" else b"RIFX"
+    return (mark + struct.pack(order + "I", whole) + head + b"data" + struct.pack(order + "I", length) + sound)[:cut]
+
+
+LIST = b"LIST" + struct.pack("<I", 7) + b"INFOxyz" + b"\0"
+
+
+@pytest.mark.parametrize("junk", [b"", LIST])
+@pytest.mark.parametrize(
+    ("riff", "data"), [(0xFFFFFFFF, 0xFFFFFFFF), (0, 0), (36, 0), (0x80000023, 0x7FFFFFFF), (None, 0xFFFFFFFF)]
+)
+def test_a_wav_of_a_writer_that_could_not_go_back_is_read_to_its_end(junk, riff, data):
+    want = decode_wave(wav(), (8000,))
+    assert np.abs(want).max() > 0.2
+    assert np.array_equal(decode_wave(wav(junk=junk, riff=riff, data=data), (8000,)), want)
+    assert np.array_equal(decode_wave(wav(order=">"), (8000,)), want)
+
+
+@pytest.mark.parametrize("junk", [b"", LIST])
+@pytest.mark.parametrize("cut", [-1, -8000, 100, 60])
+def test_a_wav_that_is_cut_is_refused_and_not_filled_with_silence(junk, cut):
+    with pytest.raises(DataError, match=r"bytes of samples where 16,000 are promised|broken"):
+        decode_wave(wav(junk=junk, cut=cut), (8000,))
+
+
+def test_a_wav_without_samples_is_none():
+    with pytest.raises(DataError, match="without samples"):
+        decode_wave(wav(samples=0), (8000,))
+    followed = bytearray(wav(samples=0) + LIST)  # what follows is another part of the file, and no sound
+    followed[4:8] = struct.pack("<I", len(followed) - 8)
+    with pytest.raises(DataError, match="without samples"):
+        decode_wave(bytes(followed), (8000,))

@@ -151,7 +151,10 @@ def _rgb(image: np.ndarray) -> np.ndarray:
     """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 -> (H, W, 3)."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
         raise DataError(f"expected uint8 pictures (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}")
-    image = image[..., None] if image.ndim == 2 else image[..., :3]
+    image = image[..., None] if image.ndim == 2 else image
+    if image.shape[2] == 4:  # white where it is transparent, as decode_image has it
+        alpha = image[..., 3:].astype(np.float32) / 255
+        image = (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 

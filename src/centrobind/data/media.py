@@ -100,6 +100,7 @@ def _converted(picture: Any, mode: str) -> Any:
 
     if picture.mode == mode and not picture.has_transparency_data:
         return picture
+    picture = _exactly_transparent(picture)
     picture.load()  # which turns a TIFF upright, and only a TIFF
     orientation = picture.getexif().get(ORIENTATION, 1)
     whole = Image.new(mode, picture.size)
@@ -124,9 +125,42 @@ def _eight_bits(picture: Any) -> Any:
         raise DataError("a picture of 32-bit pixels, which have no stated range; save it with 8 or 16 bits")
     if not picture.mode.startswith("I;16"):
         return picture
-    made = Image.fromarray((np.array(picture) / 257).round().astype(np.uint8))
-    made.info.update(picture.info)
-    return made
+    values = np.array(picture)
+    grey = Image.fromarray((values / 257).round().astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    # In 16 bits: another grey with the same upper half is not transparent.
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+
+
+def _exactly_transparent(picture: Any) -> Any:
+    """A 16-bit colour PNG in which one colour is transparent, with that as alpha; any other picture as it is.
+
+    Pillow keeps the upper half of each number, in which other colours are the same; read once more as if the bytes of
+    a number were the other way round, the lower halves come out.
+    """
+    from PIL import Image
+
+    clear = picture.info.get("transparency")
+    tiles = [tile for tile in picture.tile if tile[0] == "zip" and tile[3] == "RGB;16B"]
+    if picture.format != "PNG" or not isinstance(clear, tuple) or not tiles or not hasattr(picture, "fp"):
+        return picture
+    place = picture.fp.tell()
+    lower = Image.open(io.BytesIO(_all_of(picture)), formats=("PNG",))
+    lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+    low, colour = np.array(lower), picture
+    picture.fp.seek(place)
+    del colour.info["transparency"]
+    wanted = np.array(clear)
+    same = (np.array(colour) == wanted >> 8).all(-1) & (low == wanted & 255).all(-1)
+    colour.putalpha(Image.fromarray(np.where(same, 0, 255).astype(np.uint8)))
+    return colour
+
+
+def _all_of(picture: Any) -> bytes:
+    picture.fp.seek(0)
+    return bytes(picture.fp.read())
 
 
 def _in_mode(picture: Any, mode: str) -> Any:

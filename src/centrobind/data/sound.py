@@ -6,6 +6,7 @@ One rate and one hop for everything, so that the shape of a sample says all: (40
 from __future__ import annotations
 
 import io
+import struct
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ FLOOR = 1e-8  # added to a band's energy before the logarithm: digital silence i
 MOST_BANDS = 128
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 RATES = (1_000, 384_000)
+STREAMED = 0x7FFFF000  # bytes: programs that do not know the length write a number from here on
 MOST_CHANNELS = 32  # a compressed file of 255 channels would fill gigabytes
 LARGEST_FACTOR = 2**14  # of a resampling: its filter has 20 times as many taps, and a prime rate would need millions
 
@@ -92,7 +94,7 @@ def _check_shape(shape: tuple[int, ...], axes: int) -> None:
 def _decoded(source: bytes | str | Path, samples: int, limits: Limits) -> tuple[np.ndarray, int]:
     """As many moments as `samples` samples at 16,000 a second need, (moments, channels), and their own rate."""
     soundfile = extra("soundfile", of="audio", to="reading sound")
-    content = contents(source, limits)
+    content = with_its_length(contents(source, limits))
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             _check(file, limits)
@@ -107,6 +109,31 @@ def _decoded(source: bytes | str | Path, samples: int, limits: Limits) -> tuple[
     if short:
         raise DataError(f"{len(wave)} samples where {wanted} are promised; is it truncated?")
     return wave, rate
+
+
+def with_its_length(content: bytes) -> bytes:
+    """A WAV whose header says how long its samples are; other files as they are. DataError if samples are missing.
+
+    A writer that cannot go back (a pipe, a crash) leaves 0 or the largest number there: all that follows is meant. Any
+    other length is a promise, which libsndfile does not hold a file to: half a file would be a sound that ends early.
+    """
+    order = {b"RIFF": "<", b"RIFX": ">"}.get(content[:4])
+    if order is None or content[8:12] != b"WAVE":
+        return content
+    at = 12
+    while at + 8 <= len(content):
+        size = int(struct.unpack(order + "I", content[at + 4 : at + 8])[0])
+        there = len(content) - at - 8
+        if content[at : at + 4] == b"data":
+            whole = struct.unpack(order + "I", content[4:8])[0] == len(content) - 8
+            if size >= STREAMED or (size == 0 and there and not whole):
+                lengths = struct.pack(order + "I", len(content) - 8), struct.pack(order + "I", there)
+                return content[:4] + lengths[0] + content[8 : at + 4] + lengths[1] + content[at + 8 :]
+            if size > there:
+                raise DataError(f"{there:,} bytes of samples where {size:,} are promised; is it truncated?")
+            return content
+        at += 8 + size + size % 2
+    return content
 
 
 def _check(file: Any, limits: Limits) -> None:

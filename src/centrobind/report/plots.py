@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "legend.frameon": False,
+    "text.parse_math": False,  # a label may hold a dollar sign, and is no formula
 }
 
 

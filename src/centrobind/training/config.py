@@ -19,6 +19,9 @@ from centrobind.objectives.table import OBJECTIVES
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+MOST_BYTES = 2**20  # of a configuration
+MOST_VALUES = 100_000  # in it, with every alias written out
+
 
 class Strict(BaseModel):
     """Unknown keys are errors, and nothing changes after it was checked."""
@@ -186,14 +189,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_checked(RunConfig, Path(path), overrides)
 
 
+def _written_out(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """The values in a tree with every alias written out, without writing it out."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1  # one that holds itself counts once, and is refused where it is checked
+        inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in inner)
+    return known[id(node)]
+
+
 def load_checked(model: type[Checked], path: Path, overrides: Sequence[str] = ()) -> Checked:
     """The same for any model of ours."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"{path}: more than {MOST_BYTES:,} bytes, which is no configuration")
+        text = content.decode()
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _written_out(tree, {}) > MOST_VALUES:
+            raise ConfigError(f"{path}: its aliases (*name) stand for more than {MOST_VALUES:,} values")
         values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ConfigError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f":{where.line + 1}" if where else ""
