@@ -1,7 +1,10 @@
 """The closed form against slow, literal twins, and what must not change it."""
 
 import itertools
+import json
+from pathlib import Path
 
+import closed_form as bench
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,8 @@ from centrobind.data import Samples
 from centrobind.distributed import ALONE
 from centrobind.errors import DataError
 from centrobind.evaluation.metrics import retrieval
+
+ROOT = Path(__file__).parents[1]
 
 
 def related(widths, count, *, seed=0, share=0.8):
@@ -353,3 +358,10 @@ def test_two_ranks_find_what_one_process_finds(tmp_path):
         same_up_to_sign([m for m, _ in theirs.values()], [m for m, _ in maps.values()], 1e-5)
     for name in maps:
         assert torch.equal(ranks[0][0][name][0], ranks[1][0][name][0])
+
+
+def test_the_table_comes_from_the_results_file():
+    results = json.loads((ROOT / "benchmarks" / "results" / "closed_form.json").read_text())
+    assert bench.summary(results) in (ROOT / "docs" / "closed_form.md").read_text()
+    for anchors in results.values():
+        assert anchors["dynamic"]["recall@1"] > 0 and len(anchors) >= 3

@@ -24,7 +24,7 @@ FEW, MANY_FOLDS, FEW_FOLDS = 1000, 5, 3  # where samples are few, folds are smal
 CHOSEN_ON = 10_000  # samples that cross-validation uses
 LEAST = 200  # of these that have a modality, if there are as many
 FEW_SAMPLES, MOST_FEATURES, MOST_TOGETHER = 2000, 512, 2048
-REFINED = 1500  # largest eigenproblem that settings of single modalities are tried with
+REFINED = 1000  # largest eigenproblem that settings of single modalities are tried with
 MOST_DIMS = 256
 
 

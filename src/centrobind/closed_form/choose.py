@@ -93,6 +93,7 @@ class Folds:
     present: Tensor  # (M, n) bool
     fold_of: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # (n,)
     _parts: dict[tuple[int, int, str], Part] = field(default_factory=dict)
+    _trains: dict[int, tuple[tuple[str, ...], Principal]] = field(default_factory=dict)  # the last of every fold
 
     @property
     def count(self) -> int:
@@ -101,7 +102,9 @@ class Folds:
 
     def train(self, fold: int, forms: Sequence[str]) -> Principal:
         """All samples outside a fold, in single precision: only the order of places is looked at."""
-        return joined([self._part(fold, m, form) for m, form in enumerate(forms)])
+        if fold not in self._trains or self._trains[fold][0] != tuple(forms):
+            self._trains[fold] = (tuple(forms), joined([self._part(fold, m, form) for m, form in enumerate(forms)]))
+        return self._trains[fold][1]
 
     def held_out(self, fold: int, forms: Sequence[str]) -> tuple[list[Tensor], Tensor]:
         """Features and presence of up to MOST_SCORED samples of a fold."""

@@ -12,6 +12,9 @@ EXACT = 1200  # up to here an eigenproblem is solved in full: a third of a secon
 class Components(nn.Module):
     """(n, raw) -> (n, width): standardised, every block of columns of equal total variance, then rotated and cut."""
 
+    mean: Tensor  # (raw,)
+    basis: Tensor  # (raw, width)
+
     def __init__(self, raw: int, width: int):
         super().__init__()
         self.raw, self.width = raw, width
@@ -63,7 +66,8 @@ def _randomised(x: Tensor, most: int, seed: int, steps: int = 4) -> Tensor:
         basis = torch.linalg.qr(x.T @ (x @ basis))[0]
     small = x @ basis
     vectors = torch.linalg.eigh((small.T @ small).double())[1].flip(1)[:, :most]
-    return basis @ vectors.to(x.dtype)
+    leading: Tensor = basis @ vectors.to(x.dtype)
+    return leading
 
 
 class Kernel(nn.Module):
@@ -76,6 +80,10 @@ class Kernel(nn.Module):
 
     WIDTH = 0.25
     LANDMARKS = 1000
+    landmarks: Tensor  # (landmarks, features)
+    basis: Tensor  # (landmarks, width)
+    offset: Tensor  # (width,)
+    sharpness: Tensor
 
     def __init__(self, features: int, landmarks: int, width: int):
         super().__init__()

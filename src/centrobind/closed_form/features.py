@@ -46,12 +46,14 @@ class Features(nn.Module):
         picked = x if len(x) <= rows else x[torch.linspace(0, len(x) - 1, rows).long()]
         raw = torch.cat(self.sliced(picked), 1)
         self.components = Components.learned(raw, widths, most, seed=seed)
-        return self.components(raw) if picked is x else self.linear(x)
+        linear: Tensor = self.components(raw) if picked is x else self.linear(x)
+        return linear
 
     def forward(self, values: Any) -> Tensor:
         """Values as stored, (n, ...) -> (n, width) on the module's device."""
         x = self.linear(values)
-        return x if self.kernel is None else self.kernel(x)
+        bent: Tensor = x if self.kernel is None else self.kernel(x)
+        return bent
 
     def without_kernel(self) -> Features:
         """The same, sharing all tensors, ending in principal components."""
@@ -62,7 +64,8 @@ class Features(nn.Module):
 
     def linear(self, values: Any) -> Tensor:
         """The principal components that the kernel, if there is one, starts from."""
-        return self.components(torch.cat(self.sliced(values), 1))
+        components: Tensor = self.components(torch.cat(self.sliced(values), 1))
+        return components
 
     def sliced(self, values: Any) -> list[Tensor]:
         """`blocks` of any number of values, SLICE at a time: raw features may be many times wider than the values."""

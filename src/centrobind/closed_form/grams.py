@@ -72,4 +72,5 @@ def _buckets(characters: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> n
         value = (sums[stops] - sums[starts]) * undo[starts]
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64, Steele et al. 2014
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((value ^ (value >> np.uint64(31))) >> np.uint64(64 - BITS)).astype(np.int64)
+        buckets: np.ndarray = ((value ^ (value >> np.uint64(31))) >> np.uint64(64 - BITS)).astype(np.int64)
+    return buckets

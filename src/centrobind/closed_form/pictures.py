@@ -27,6 +27,10 @@ class ImageFeatures(Features):
     most SIDE x SIDE pixels.
     """
 
+    contrast: Tensor
+    whitening: Tensor  # (area, area)
+    patterns: Tensor  # (PATTERNS, area)
+
     def __init__(self, kind: str, shape: tuple[int, ...]):
         super().__init__(kind, shape)
         last = len(shape) == 3 and shape[-1] in (1, 3, 4)
@@ -64,7 +68,8 @@ class ImageFeatures(Features):
 
     def blocks(self, x: Tensor) -> list[Tensor]:
         small = self._small(x)
-        pixels = F.adaptive_avg_pool2d(small, tuple(min(side, PIXELS) for side in self.size))
+        height, width = (min(side, PIXELS) for side in self.size)
+        pixels = F.adaptive_avg_pool2d(small, (height, width))
         return [pixels.flatten(1), _edges(small), self._patterns(small)]
 
     def _small(self, x: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ class SequenceFeatures(Features):
     quarters, so that what happens first is kept apart from what happens last.
     """
 
+    mean: Tensor  # (channels, 1)
+    scale: Tensor  # (channels, 1)
+    kernels: Tensor  # (KERNELS, channels, taps)
+    thresholds: Tensor  # (KERNELS,)
+
     def __init__(self, kind: str, shape: tuple[int, ...]):
         super().__init__(kind, shape)
         self.steps, self.channels = min(shape[0], LONGEST), int(torch.Size(shape[1:]).numel())

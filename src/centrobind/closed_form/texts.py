@@ -21,6 +21,11 @@ SHARES = (1.0, 0.5)  # lengths of a text's n-grams and of its words: names of pl
 class TextFeatures(Features):
     """Character n-grams and words, hashed, each weighted by how rare it is; unknown ones are left out."""
 
+    buckets_0: Tensor  # (n-grams,) ascending
+    rarity_0: Tensor
+    buckets_1: Tensor  # (words,)
+    rarity_1: Tensor
+
     def learn(self, values: Sequence[str], most: int, seed: int = 0) -> Tensor:
         texts = list(values)
         counts = [count(texts) for count in (count_grams, count_words)]
@@ -56,7 +61,8 @@ class TextFeatures(Features):
             table = table.multiply(rarity[None]).tocsr()
             length = np.sqrt(np.asarray(table.multiply(table).sum(1)).ravel())
             blocks.append(sparse.diags(SHARES[number] / np.maximum(length, 1e-12)) @ table)
-        return sparse.hstack(blocks).tocsr().astype(np.float32)
+        joined: sparse.csr_matrix = sparse.hstack(blocks).tocsr().astype(np.float32)
+        return joined
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"buckets": [len(self.buckets_0), len(self.buckets_1)]}
@@ -72,7 +78,7 @@ def _sparse_directions(table: sparse.csr_matrix, mean: np.ndarray, most: int, se
     """(raw, k) leading principal directions of a sparse table whose mean is taken off without filling it."""
     rows, columns = table.shape
     if min(rows, columns) <= max(1200, 2 * most):
-        dense = torch.from_numpy((table.toarray() if columns <= rows else np.asarray(table.todense())) - mean)
+        dense = torch.from_numpy(table.toarray() - mean)
         return directions(dense.float(), most, seed=seed).numpy()
     draw = np.random.default_rng(seed)
     basis = np.linalg.qr(draw.standard_normal((columns, most + 20), np.float32))[0]
@@ -81,4 +87,5 @@ def _sparse_directions(table: sparse.csr_matrix, mean: np.ndarray, most: int, se
         basis = np.linalg.qr(table.T @ low - np.outer(mean, low.sum(0)))[0]
     low = table @ basis - mean @ basis
     vectors = np.linalg.eigh((low.T @ low).astype(np.float64))[1][:, ::-1][:, :most]
-    return (basis @ vectors).astype(np.float32)
+    leading: np.ndarray = (basis @ vectors).astype(np.float32)
+    return leading
