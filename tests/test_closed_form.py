@@ -81,7 +81,7 @@ def test_solution_is_the_dense_twins(widths, few):
 def test_agrees_with_cca_zoo_without_missing_data():
     linear = pytest.importorskip("cca_zoo.linear")
     views, present = related((6, 4, 7), 80, share=1.1)
-    theirs = linear.GCCA(latent_dimensions=3).fit([x.numpy() for x in views])
+    theirs = linear.GCCA(n_components=3).fit([x.numpy() for x in views])
     solution = solve(principal(Moments.of(views, present)), ridge=[0.0] * 3, weights=[1.0] * 3, dim=3)
     for ours, their in zip(solution.project(views), theirs.transform([x.numpy() for x in views])):
         for d in range(3):
