@@ -231,3 +231,21 @@ def test_a_rank_computes_on_its_own_device(monkeypatch):
     assert choose_device() == choose_device("cuda") == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match=r"there \(cuda\), got 'cpu'"):
         choose_device("cpu")
+
+
+def test_values_travel_as_they_are_stored_and_nobody_waits():
+    """uint8 stays uint8 until it is there; without a GPU, what would be asked of torch is looked at."""
+
+    class Stored:
+        device, asked = torch.device("cpu"), ()
+
+        def __getattr__(self, name):
+            return lambda *args, **more: self.asked.append((name, args, more)) or self
+
+    stored, there = Stored(), torch.device("cuda", 0)
+    Stored.asked = []
+    devices.moved(stored, there)
+    assert [name for name, *_ in stored.asked] == ["contiguous", "pin_memory", "to"]
+    assert stored.asked[-1][1:] == ((there,), {"non_blocking": True})
+    here = torch.zeros(3, dtype=torch.uint8)
+    assert devices.moved(here, torch.device("cpu")) is here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from centrobind.distributed import team
 from centrobind.errors import ConfigError
@@ -22,6 +23,16 @@ def choose_device(name: str = "auto") -> torch.device:
     if kind not in here or (number and not (number.isdecimal() and int(number) < count)):
         raise ConfigError(f"device: expected auto or one that is there ({', '.join(here)}), got {name!r}")
     return torch.device(name) if alone else own
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """These values on the device. To a GPU they go as they are stored, from pinned memory: the copy runs beside what
+    the GPU is doing, instead of waiting for it."""
+    if values.device == device:
+        return values
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _mps_works() -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from centrobind.data import WORDS_READ, Column, Strings, channels_last, feature_moments
+from centrobind.devices import moved
 from centrobind.errors import CentrobindWarning, DataError
 
 MOST_ROWS = 10_000  # enough to know a mean to 1 %; a store may hold 40 million
@@ -76,7 +77,7 @@ class Standardised(nn.Module):
             rest = torch.tensor(self.seen.get("rest") or [0.0] * self.channels, dtype=torch.float64)
             mean = self.mean.double().cpu() + rest.reshape(self.mean.shape)
             return ((x - mean) / self.std.double().cpu()).float().to(self.mean.device)
-        return (x.to(self.mean.device).float() - self.mean) / self.std
+        return (moved(x, self.mean.device).float() - self.mean) / self.std
 
     def _arrange(self, values: np.ndarray) -> Tensor:
         """(n, *prepared), in the type that the values have."""
