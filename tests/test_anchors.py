@@ -129,3 +129,17 @@ def test_learned_weights_have_a_gradient_and_do_not_overflow():
 def test_errors_name_the_modality(make_anchor, says):
     with pytest.raises(DataError, match=says):
         make_anchor()(embeddings(3))
+
+
+def test_a_random_anchor_is_one_that_somebody_can_be_drawn_to():
+    """c is there, but never beside another; without any pair, whatever is drawn has no anchor to give."""
+    present = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]]).bool()
+    views = Embeddings(torch.randn(3, 4, 5), present, ("a", "b", "c"))
+    drawn = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        (itself,) = (~anchors.random_modality(views).present.any(1)).nonzero()  # the anchor has none
+        drawn.add(int(itself))
+    assert drawn == {0, 1}
+    alone = Embeddings(views.z, torch.eye(3, 4).bool(), views.modalities)
+    assert not (anchors.random_modality(alone).present & alone.present).any()
