@@ -107,3 +107,14 @@ def test_a_sample_without_an_id_is_said(missing):
 def test_ids_are_texts_of_whatever_they_were():
     assert Samples.of({"a": np.eye(3)}, ids=torch.tensor([7, 8, 9])).ids[:] == ["7", "8", "9"]
     assert Samples.of({"a": np.eye(3)}, ids=[1.0, 2.5, "x"]).ids[:] == ["1", "2.5", "x"]
+
+
+def test_embeddings_that_are_still_trained_can_be_scored():
+    z = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    labels = ["cat", "dog"] * 30
+    plain = cb.evaluate(cb.Embeddings.of({"a": z, "b": z + 1}), labels=labels)
+    z = z.clone().requires_grad_()
+    learning = cb.Embeddings.of({"a": z, "b": z + 1})
+    assert cb.evaluate(learning, labels=labels).probe == plain.probe
+    with_train = cb.evaluate(learning, labels=labels, train=learning, train_labels=labels)
+    assert with_train.mean.recall == plain.mean.recall

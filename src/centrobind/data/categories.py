@@ -33,9 +33,8 @@ class Codes:
         (1.0 is "1": pandas makes floats of a column of whole numbers with a gap). Names are sorted, numbers as numbers.
         DataError for one-hot rows, lists of labels, and a number and a text of one name.
         """
-        if (
-            isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu"
-        ):  # as below, at array speed
+        if type(values) is np.ndarray and values.ndim == 1 and values.dtype.kind in "iu":  # as below, at array speed;
+            # not a masked array, which is one of its subclasses
             known, codes = np.unique(values, return_inverse=True)
             return cls(codes.astype(np.int32), tuple(map(str, known.tolist())))
         names, sizes = _names(where, values)

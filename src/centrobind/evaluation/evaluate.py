@@ -47,7 +47,8 @@ def evaluate(
     95 % intervals of recall. `groups`: samples of one group are right answers to each other, see retrieval; by
     default, equal values are. Raises DataError when labels or groups do not fit.
     """
-    embeddings = with_relevance(embeddings, groups)
+    embeddings = with_relevance(embeddings, groups).detach()
+    train = None if train is None else train.detach()
     scores = replace(retrieval(embeddings), geometry=geometry(embeddings))
     if labels is not None:
         scores = replace(scores, **accuracies(probes(embeddings, labels, train, train_labels, seed)))
