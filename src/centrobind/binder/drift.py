@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
 
 from centrobind.data import Column, Strings
 from centrobind.errors import CentrobindWarning, DataError
@@ -20,10 +19,18 @@ LOOKED_AT = 256  # values of a query, evenly spread
 FAR = 10  # times the range that training saw: another unit, not another sample
 FEW = 10  # samples: how much fewer differ says nothing
 
+
+class Inputs(Protocol):
+    """What is asked of a tower's inputs; `seen` and `std` where training remembered them."""
+
+    kind: str
+    raw_shape: tuple[int, ...]
+
+
 Adapt = Callable[[Any], Any]
 
 
-def adapted(name: str, inputs: nn.Module, column: Column) -> Adapt:
+def adapted(name: str, inputs: Inputs, column: Column) -> Adapt:
     """What brings a query's values to the form that `inputs` learned from.
 
     DataError for text in the place of numbers, numbers in the place of text, and values that cannot be in training's

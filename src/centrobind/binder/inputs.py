@@ -180,7 +180,12 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-INPUTS: dict[str, type[nn.Module]] = {"vector": Numbers, "sequence": Numbers, "image": Pixels, "text": Words}
+INPUTS: dict[str, type[Numbers] | type[Pixels] | type[Words]] = {
+    "vector": Numbers,
+    "sequence": Numbers,
+    "image": Pixels,
+    "text": Words,
+}
 
 
 def described_inputs(about: Mapping[str, Any]) -> nn.Module:
@@ -189,7 +194,7 @@ def described_inputs(about: Mapping[str, Any]) -> nn.Module:
     if kind == "image" and "seen" not in about:  # of an earlier version, which knew 1, 3 and 4 channels at the end
         return Pixels(kind, shape, last=shape[-1] in (1, 3, 4))
     inputs = INPUTS[kind](kind, shape)
-    if "words" in about:
+    if "words" in about and isinstance(inputs, Words):
         inputs.set_words(about["words"])
     if "seen" in about:
         inputs.recall(about["seen"])
@@ -243,4 +248,5 @@ def _tensor(values: Any, shape: tuple[int, ...]) -> Tensor:
 def _some_rows(column: Column) -> np.ndarray:
     """Up to MOST_ROWS places of present values, evenly spread over the samples."""
     rows = column.rows[column.present]
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(np.int64)]
+    picked: np.ndarray = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(np.int64)]
+    return picked
