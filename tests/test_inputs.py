@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import centrobind as cb
-from centrobind.binder.binder import rebuild_binder
+from centrobind.binder.binder import build_binder, rebuild_binder
 from centrobind.binder.checkpoint import TOWERS, read_tensors, write_tensors
 from centrobind.binder.inputs import INPUTS, Numbers, Pixels, Words, split_words
 from centrobind.data import Samples, open_store, read_chunks, write_store
@@ -235,14 +235,14 @@ def test_long_texts_are_said_to_be_cut_and_can_be_read_to_their_end():
     words = [f"w{i}" for i in range(70)]
     texts = [" ".join([*words, f"end{i % 5}"]) for i in range(40)]
     other = np.random.default_rng(0).normal(size=(40, 5))
-    with pytest.warns(CentrobindWarning, match="'a': 36 of 36 texts are longer than the 64 words"):
-        binder = cb.fit({"a": texts, "b": other}, steps=2, dim=4, show_progress=False)
+    with pytest.warns(CentrobindWarning, match="'a': 40 of 40 texts are longer than the 64 words"):
+        binder = build_binder(Samples.of({"a": texts, "b": other}), dim=4)
     assert torch.equal(binder.embed({"a": texts[:1]}).z, binder.embed({"a": texts[1:2]}).z)
     for longest in (32, 128):
         encoders = {"a": {"encoder": "transformer", "longest": longest}}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            binder = cb.fit({"a": texts, "b": other}, encoders=encoders, steps=2, dim=4, show_progress=False)
+            binder = build_binder(Samples.of({"a": texts, "b": other}), dim=4, encoders=encoders)
         assert len(caught) == (longest == 32)
         again = rebuild_binder(binder.describe())
         again.load_state_dict(binder.state_dict())

@@ -281,7 +281,8 @@ def build_binder(
         path = None if linear is None else linear[name]
         with seeded(seed, number):
             towers[name] = _tower(name, inputs, (encoders or {}).get(name), dim, linear=path)
-        warn_of_long_texts(name, towers[name].inputs, column)
+        if path is None:  # a linear path reads all of a text
+            warn_of_long_texts(name, towers[name].inputs, column)
     return Binder(towers, dim, {name: column.reading for name, column in samples.columns.items() if column.reading})
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, save
+from centrobind.binder.inputs import refuse_nonfinite
 from centrobind.binder.linear import linear_path
 from centrobind.closed_form.bind import ClosedForm, fit_closed_form
 from centrobind.data import Samples
@@ -109,6 +110,8 @@ def bind(
     """
     if not plan.from_closed_form:
         return from_scratch(plan, run=run, watch=watch)
+    for name, column in plan.learn.columns.items():
+        refuse_nonfinite(name, column, plan.learn.ids)
     if plan.settings.steps is not None:
         closed = fit_closed_form(plan.learn, dim=plan.dim, seed=plan.seed)
         binder, objective = begin(plan, closed, plan.learn)
