@@ -91,7 +91,7 @@ def _values(samples: Samples) -> list[str]:
                 said.append(f"{name}: {blank} texts are blank; leave the cell empty to mark them missing")
             if long := sum(len(text.split()) > WORDS_READ for text in values):
                 said.append(
-                    f"{name}: {long} of {len(values)} texts have more than {WORDS_READ} words; an encoder without a linear path reads the "
+                    f"{name}: {long} of {len(values)} texts have more than {WORDS_READ} words; an encoder alone reads the "
                     f"first {WORDS_READ} unless its option `longest` says otherwise"
                 )
         elif values.dtype.kind == "f":
