@@ -91,8 +91,8 @@ def _values(samples: Samples) -> list[str]:
                 said.append(f"{name}: {blank} texts are blank; leave the cell empty to mark them missing")
             if long := sum(len(text.split()) > WORDS_READ for text in values):
                 said.append(
-                    f"{name}: {long} of {len(values)} texts have more than {WORDS_READ} words; an encoder alone reads the "
-                    f"first {WORDS_READ} unless its option `longest` says otherwise"
+                    f"{name}: {long} of {len(values)} texts have more than {WORDS_READ} words; encoders alone read the "
+                    f"first {WORDS_READ} unless the option `longest` says otherwise"
                 )
         elif values.dtype.kind == "f":
             said += _numbers(name, values.reshape(len(values), -1))
