@@ -59,7 +59,8 @@ class Bounds:
         named = {kind: getattr(self, kind) for kind in ("intra", "inter", "anchor", "others", "mean")}
         return {
             kind: {
-                joined(*key, "_with_") if isinstance(key, tuple) else key: vars(bound) for key, bound in found.items()
+                joined(key[0], key[1], "_with_") if isinstance(key, tuple) else key: vars(bound)
+                for key, bound in found.items()
             }
             for kind, found in named.items()
         }
@@ -112,7 +113,8 @@ def bounds(
     `views` are embeddings of augmented inputs (embed_views); without them there is no `intra`, and anchors are made of
     z. At most `most` samples are used, evenly picked. Raises DataError when no pair has four samples in common.
     """
-    z, views = _some(z, views, most)
+    used = _some(z, views, most)
+    z, views = z.take(used), None if views is None else views.take(used)
     terms = list(_terms(z, views, anchor))
     half = torch.from_numpy(np.random.default_rng(seed).permutation(len(z)) % 2).bool()
     rows: list[_Row] = []
@@ -247,7 +249,8 @@ def slack(z: Embeddings, views: Embeddings, temperature: float, *, most: int = M
     otherwise candidates are means of different modalities and it can fail; DataError with fewer than two. The other
     direction is false: a large left side certifies neither part on the right.
     """
-    z, views = _some(z, views, most)
+    used = _some(z, views, most)
+    z, views = z.take(used), views.take(used)
     complete = z.present.all(0)
     if int(complete.sum()) < 2:
         raise DataError(f"{int(complete.sum())} of {len(z)} samples have every modality; the inequality needs two")
@@ -266,8 +269,8 @@ def slack(z: Embeddings, views: Embeddings, temperature: float, *, most: int = M
 class Dominance:
     """How much of the anchor is one modality's; shares over modalities, 1/M when all count the same."""
 
-    variance: float  # of the anchor's variance: whose voice it is
-    gradient: float  # of the gradient that reaches the anchor: whose loss pulls at it
+    variance: float  # of the anchor's variance
+    gradient: float  # of the gradient that reaches the anchor, from this modality's loss
 
 
 def dominance(
@@ -277,18 +280,20 @@ def dominance(
 
     Variance: cov(a - a without k, a) / var(a), summed over dimensions and over the anchors of all modalities; for a
     mean the shares add up to 1, as var(a) = sum_k cov(w_k z'_k, a), for others they are brought to that. A share is
-    negative when a modality speaks against the rest. Gradient: mean length of d sym(z_m, a_m) / d a_m over samples.
+    negative when a modality is anticorrelated with the rest. Gradient: mean length of d sym(z_m, a_m) / d a_m, over
+    samples.
     """
-    z, views = _some(z, views, most)
+    used = _some(z, views, most)
+    z, views = z.take(used), views.take(used)
     whole = _made(anchor, views)
-    voices, pulls = [], []
+    parts, pulls = [], []
     for k in range(len(z.modalities)):
         rest = _made(anchor, _without(views, k))
         rows = [(whole.z[m] - rest.z[m], whole.z[m], here) for m, here in enumerate(whole.present)]
-        voices.append(sum(_covariance(part[here], all_[here]) for part, all_, here in rows))
+        parts.append(sum(_covariance(part[here], all_[here]) for part, all_, here in rows))
         pulls.append(_pull(z.z[k], whole.z[k], z.present[k] & whole.present[k], temperature))
-    # No voice at all (an anchor that never moves) or no pull (a loss of zero) is nobody's.
-    shares = [[value / (sum(values) or 1.0) for value in values] for values in (voices, pulls)]
+    # An anchor that never moves or a loss of zero has no shares.
+    shares = [[value / (sum(values) or 1.0) for value in values] for values in (parts, pulls)]
     return {name: Dominance(*row) for name, row in zip(z.modalities, zip(*shares))}
 
 
@@ -315,16 +320,14 @@ def pairs(z: Embeddings) -> list[tuple[int, int]]:
     return [(a, b) for a in range(len(z.modalities)) for b in range(a + 1, len(z.modalities))]
 
 
-def _some(z: Embeddings, views: Embeddings | None, most: int) -> tuple[Embeddings, Embeddings | None]:
+def _some(z: Embeddings, views: Embeddings | None, most: int) -> np.ndarray:
+    """At most `most` rows of z, evenly picked; DataError if the views are not of the same samples."""
     if views is not None and (views.modalities != z.modalities or views.z.shape != z.z.shape):
         raise DataError(
             f"views must have the modalities and shape of z, {list(z.modalities)} {tuple(z.z.shape)}, "
             f"got {list(views.modalities)} {tuple(views.z.shape)}"
         )
-    if len(z) <= most:
-        return z, views
-    rows = np.linspace(0, len(z) - 1, most).astype(np.int64)
-    return z.take(rows), None if views is None else views.take(rows)
+    return np.arange(len(z)) if len(z) <= most else np.linspace(0, len(z) - 1, most).astype(np.int64)
 
 
 def _made(anchor: Anchor, views: Embeddings) -> Embeddings:
@@ -334,7 +337,7 @@ def _made(anchor: Anchor, views: Embeddings) -> Embeddings:
 
 
 def _without(views: Embeddings, k: int) -> Embeddings:
-    """Modality k silenced: still counted, but it says nothing. (Absent, it would give its weight to the others.)"""
+    """Modality k masked: still counted, but zero. (Absent, it would give its weight to the others.)"""
     return views.with_z(views.z.index_fill(0, torch.tensor([k], device=views.z.device), 0))
 
 
@@ -351,4 +354,4 @@ def _pull(z: Tensor, made: Tensor, both: Tensor, temperature: float) -> float:
     with torch.enable_grad():
         free = made[both].detach().requires_grad_()
         (gradient,) = torch.autograd.grad(-information(z[both].detach(), free, temperature).sum(), free)
-    return gradient.norm(dim=1).mean().item()
+    return float(gradient.norm(dim=1).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -59,10 +60,13 @@ def examine(
     """The same for embeddings that are there already: of held-out samples, of their views, under other heads."""
     z, views = z.detach(), views.detach()
     kind, anchor = _trained_on(objective)
-    options = {"anchor": anchor, "resamples": resamples, "seed": seed}
-    found = bounds.bounds(z, views, **options)
-    temperature = found.mean["anchor"].temperature if kind is None else float(objective.temperature())
-    seen = None if kind is None else bounds.bounds(z, views, temperatures=(temperature,), **options).mean[kind]
+    measure = partial(bounds.bounds, z, views, anchor=anchor, resamples=resamples, seed=seed)
+    found = measure()
+    if objective is None or kind is None:
+        temperature = found.mean["anchor"].temperature
+    else:
+        temperature = float(objective.temperature())
+    seen = None if kind is None else measure(temperatures=(temperature,)).mean[kind]
     own = [name for name in z.modalities if name not in found.anchor]
     complete = int(z.present.all(0).sum()) >= 2
     return Diagnosis(

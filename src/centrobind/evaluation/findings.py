@@ -15,9 +15,9 @@ from centrobind.evaluation.bounds import Bound, Bounds, Dominance, Slack
 from centrobind.evaluation.scores import joined
 
 # 1 - |mean|^2, the variance of unit vectors: 1 when they point everywhere, 0 when all are one vector. Healthy binders
-# stay above 0.9; at 0.05 the mean cosine of strangers is 0.95.
+# stay above 0.9; at 0.05 the mean cosine of unrelated samples is 0.95.
 LEAST_SPREAD = 0.05
-# Below this spread strangers have a mean cosine above 0.4: a narrow cone. Temperature 0.005 makes one.
+# Below this spread unrelated samples have a mean cosine above 0.4: a narrow cone. Temperature 0.005 makes one.
 LEAST_USED = 0.6
 LOW_TEMPERATURE = 0.03  # below, a spread or a gap that is off is blamed on the temperature
 # exp of the entropy of the covariance's eigenvalues (Roy & Vetterli 2007): in how many directions embeddings differ.
@@ -129,7 +129,7 @@ def _few_directions(found: Diagnosis) -> Iterator[Finding]:
 
 
 def _narrow(found: Diagnosis) -> Iterator[Finding]:
-    """A low temperature tells neighbours apart without ever pushing strangers away."""
+    """A low temperature distinguishes neighbours without ever pushing unrelated samples apart."""
     low = _too_low(found)
     for name, value in found.spread.items():
         if LEAST_SPREAD <= value < LEAST_USED:
@@ -172,10 +172,11 @@ def _dominated(found: Diagnosis) -> Iterator[Finding]:
 
 
 def _self_matching(found: Diagnosis) -> Iterator[Finding]:
-    """The anchor contains the pupil, and the loss is solved by finding itself there."""
+    """The anchor contains the target modality, and the loss is solved by finding itself there."""
     if found.trained_on != "anchor" or not found.leak or max(found.leak.values()) < 0.01:
         return
-    left, without = (bound.ceiling - bound.nats for bound in (found.seen, found.bounds.mean["others"]))
+    seen = found.bounds.mean["anchor"] if found.seen is None else found.seen
+    left, without = (bound.ceiling - bound.nats for bound in (seen, found.bounds.mean["others"]))
     if without > 0 and left / without < LEAST_LOSS_LEFT:
         own = sum(found.leak.values()) / len(found.leak)
         said = (
@@ -191,7 +192,7 @@ def _unbound(found: Diagnosis) -> Iterator[Finding]:
         bound = found.bounds.inter[pair]
         said = f"{pair[0]} and {pair[1]} are not bound: they share {max(bound.nats, 0):.2f} of {bound.ceiling:.2f} nats"
         advice = (
-            "check that row i is the same thing in both (`centrobind inspect`), an objective that hears this pair, "
+            "check that row i is the same thing in both (`centrobind inspect`), an objective that uses this pair, "
             "more steps; if only three or more modalities together tell anything, symile"
         )
         normal = f"above {LEAST_SHARED} nats"
@@ -260,7 +261,13 @@ def _lost_pair(found: Diagnosis) -> Iterator[Finding]:
 def _temperature(found: Diagnosis) -> Iterator[Finding]:
     """At a high temperature the loss cannot see what the embeddings hold, so it has no reason to sharpen it."""
     held, share = seen_share(found)
-    if held is None or _dead(found) or held.nats <= LEAST_SHARED or held.temperature >= found.temperature:
+    if (
+        held is None
+        or found.seen is None
+        or _dead(found)
+        or held.nats <= LEAST_SHARED
+        or held.temperature >= found.temperature
+    ):
         return
     if share < LEAST_SEEN:
         said = (
@@ -274,12 +281,12 @@ def _temperature(found: Diagnosis) -> Iterator[Finding]:
 def seen_share(found: Diagnosis) -> tuple[Bound | None, float]:
     """What modalities share by the bound that was trained on, and the part of it seen at the objective's temperature.
 
-    Of an anchor that contains its pupil only what the others say counts: the rest is self-matching, which sharpens at
-    temperatures that bind nothing.
+    Of an anchor that contains its target modality only what the others share with it counts: the rest is self-matching,
+    which sharpens at temperatures that bind nothing.
     """
-    if found.seen is None:
+    if found.seen is None or found.trained_on is None:
         return None, 1.0
-    kinds = {found.trained_on, "others"} if found.trained_on == "anchor" else {found.trained_on}
+    kinds: set[str] = {found.trained_on, "others"} if found.trained_on == "anchor" else {found.trained_on}
     held = min((found.bounds.mean[kind] for kind in kinds), key=lambda bound: bound.nats)
     return held, found.seen.nats / held.nats if held.nats > 0 else 1.0
 

@@ -1,4 +1,4 @@
-"""What each pair could have had: the same encoders, frozen, under new linear heads that hear every pair."""
+"""What each pair could have had: the same encoders, frozen, under new linear heads that use every pair."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def _features(binder: Binder, samples: Samples) -> dict[str, Tensor]:
         batch = binder.prepare(samples.batch(rows))
         for name, here in zip(batch.modalities, batch.present.cpu()):
             encoder = binder.towers[name].encoder
-            found.setdefault(name, torch.zeros(len(samples), encoder.width))
-            found[name][torch.from_numpy(rows)[here]] = encoder(batch.inputs[name]).float().cpu()
+            features = encoder(batch.inputs[name]).float().cpu()
+            found.setdefault(name, torch.zeros(len(samples), features.shape[1]))
+            found[name][torch.from_numpy(rows)[here]] = features
     return found

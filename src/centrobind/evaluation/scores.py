@@ -139,8 +139,12 @@ class Geometry:
     @property
     def mean(self) -> dict[str, float]:
         """Of each of the three over modalities or pairs, where there are any."""
-        named = {"alignment": self.alignment, "uniformity": self.uniformity, "gap": self.gap}
-        return {name: fmean(values.values()) for name, values in named.items() if values}
+        named = {
+            "alignment": list(self.alignment.values()),
+            "uniformity": list(self.uniformity.values()),
+            "gap": list(self.gap.values()),
+        }
+        return {name: fmean(values) for name, values in named.items() if values}
 
     def flat(self) -> dict[str, float]:
         """As strings: image_with_text/alignment, image/uniformity, mean/gap."""

@@ -71,17 +71,9 @@ class Scores(Directions[Retrieval]):
             elif pair := parted(key):
                 rows.setdefault(pair[:2], {})[pair[2]] = value
         found = {key: Retrieval.of_flat(row) for key, row in rows.items() if "mrr" in row}
-        single = {
-            kind: Accuracy(
-                {unquoted(key): value for key, value in values.items() if key not in ("all", "majority")},
-                values.get("all"),
-                values.get("majority"),
-            )
-            for kind, values in accuracy.items()
-            if values
-        }
+        probe, knn = (_accuracy(values) for values in accuracy.values())
         pairs = {key: row for key, row in found.items() if isinstance(key, tuple)}
-        return cls(pairs, found["mean"], found["worst"], samples, transfer=transfer or None, **single)
+        return cls(pairs, found["mean"], found["worst"], samples, None, probe, knn, transfer or None)
 
     def table(self) -> str:
         """Everything on at most 100 columns, with units and chance levels, for a terminal."""
@@ -161,6 +153,11 @@ def _numbers(row: Retrieval, intervals: bool, precise: bool) -> list[str]:
     if precise:
         cells.append("-" if row.map is None else f"{row.map:.3f}")
     return [*cells, f"{row.median_rank:g}", "" if row.candidates is None else f"{row.candidates:,.0f}"]
+
+
+def _accuracy(named: Mapping[str, float]) -> Accuracy | None:
+    by_modality = {unquoted(key): value for key, value in named.items() if key not in ("all", "majority")}
+    return Accuracy(by_modality, named.get("all"), named.get("majority")) if named else None
 
 
 def _list(values: Mapping[str, float]) -> str:
