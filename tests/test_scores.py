@@ -90,11 +90,19 @@ def test_a_direction_that_is_none_says_which_there_are():
     scores = retrieval(space("ab"))
     with pytest.raises(DataError, match=r"one of \['a', 'b'\], \['b', 'a'\], or \.mean or \.worst; got \['a', 'c'\]"):
         scores["a", "c"]
-    with pytest.raises(DataError, match=r"got \['mean/recall@1'\]"):
-        scores["mean/recall@1"]
+    with pytest.raises(DataError, match=r"got \['mean/recall@2'\]"):
+        scores["mean/recall@2"]
     scores = cb.evaluate(space("ab"), np.arange(40) % 2)
     with pytest.raises(DataError, match=r"one of \['a', 'b', 'all'\], got 'c'"):
         scores.probe["c"]
+
+
+def test_strings_are_keys_as_well(awkward):
+    _, scores = awkward
+    flat = scores.to_dict()
+    assert dict(scores) == flat == dict(scores.items()) and list(scores.keys()) == list(flat)
+    assert scores["mean/recall@1"] == scores.mean.recall[1] and "mean/recall@1" in scores and "a/mrr" not in scores
+    assert scores['"b_to_c"_to_a/mrr'] == scores["b_to_c", "a"].mrr and ("b_to_c", "a") in scores
 
 
 def test_mean_and_worst_are_of_the_directions():

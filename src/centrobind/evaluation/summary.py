@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, KeysView, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from textwrap import fill
+from typing import overload
 
 from centrobind.columns import aligned, shortened
 from centrobind.evaluation.scores import (
@@ -37,6 +39,33 @@ class Scores(Directions[Retrieval]):
     probe: Accuracy | None = None  # logistic regression
     knn: Accuracy | None = None  # 10 nearest neighbours
     transfer: Mapping[Direction, float] | None = None  # the regression trained on the first, tested on the second
+
+    @overload
+    def __getitem__(self, direction: Direction) -> Retrieval: ...
+
+    @overload
+    def __getitem__(self, direction: str) -> float: ...
+
+    def __getitem__(self, direction: Direction | str) -> Retrieval | float:
+        """Of a direction, or a number by its string in `to_dict`: scores["mean/recall@1"]. DataError for neither."""
+        if isinstance(direction, str) and direction in self._flat:
+            return self._flat[direction]
+        return super().__getitem__(direction)  # type: ignore[index]  # a string that is no key: says which there are
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.pairs or key in self._flat
+
+    def keys(self) -> KeysView[str]:
+        """The strings of `to_dict`."""
+        return self._flat.keys()
+
+    def items(self) -> ItemsView[str, float]:
+        """Every number with its string, as in `to_dict`."""
+        return self._flat.items()
+
+    @cached_property
+    def _flat(self) -> dict[str, float]:
+        return self.to_dict()
 
     def to_dict(self) -> dict[str, float]:
         """Flat and plain, for JSON: {"image_to_text/recall@1": .41, "mean/mrr": .5, "probe/all": .8, ...}.
