@@ -116,3 +116,37 @@ def test_a_dollar_in_a_label_is_a_dollar(label):
     assert "base64" in plots.space_map(points, {label: [label, "other"] * 6})
     assert "<svg" in plots.curves({label: ("red", [1, 2], [1, 2])}, label, label, label)
     assert "<svg" in plots.score_dots([(label, "red", {"mean": (0.5, 0.4, 0.6)})])
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "$5 to $10",
+        "$\\foo$",
+        "$\\frac{1}{0",
+        "_hidden",
+        "\0",
+        "\ud800",
+        "\x1b[31m",
+        "a\nb",
+        "x" * 5000,
+        "<script>",
+        "\u202egnp",
+        "",
+    ],
+)
+def test_a_label_of_the_data_is_drawn_as_it_is_written(label, monkeypatch):
+    """And neither as a formula, nor left out, nor as an error of the library's."""
+    points, labels = np.random.default_rng(0).random((6, 2)), [label, "b"] * 3
+    assert plots.space_map(points, {"label": labels, label: labels}).startswith("<")
+    monkeypatch.setattr(plots, "as_png", lambda figure, _: figure)
+    figure = plots.space_map(points, {"label": labels})
+    texts = figure.axes[0].get_legend().get_texts()
+    shown = sorted(text.get_text().strip() for text in texts)
+    assert len(shown) == 2 and all(not text.get_parse_math() for text in texts)
+    if label in ("", "\0"):
+        assert shown == ["(empty)", "b"]
+    elif label.isprintable() and len(label) < 40:
+        assert shown == sorted([label, "b"])
+    else:
+        assert all(text.isprintable() and len(text) <= 40 for text in shown)

@@ -20,6 +20,7 @@ FAINT = "#8a8f98"
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6cab", "#2e86de", "#b5651d", "#7f8c8d")
 HEAT = "YlGnBu"
 
+LONGEST_LABEL = 40  # characters
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # real text: it can be searched and read aloud
     "font.family": "sans-serif",
@@ -172,6 +173,13 @@ def curves(series: Mapping[str, tuple[str, Sequence[float], Sequence[float]]], t
         return as_svg(figure, title)
 
 
+def _drawable(label: object) -> str:
+    """A label of the data as a legend can show it: short, nothing unprintable, and not taken for one to be hidden."""
+    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(label))
+    text = text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+    return f" {text}" if text.startswith("_") else text or "(empty)"  # matplotlib leaves both out of a legend
+
+
 def space_map(points: np.ndarray, groups: Mapping[str, Sequence[str]]) -> str:
     """The same (n, 2) points several times, each time coloured by other categories; rare categories share grey."""
     with rc_context(STYLE):
@@ -183,8 +191,8 @@ def space_map(points: np.ndarray, groups: Mapping[str, Sequence[str]]) -> str:
             rest = ~np.isin(categories, shown)
             axes.scatter(*points[rest].T, s=5, color=FAINT, alpha=0.35, lw=0)
             for colour, name in zip(COLOURS, shown):
-                axes.scatter(*points[categories == name].T, s=6, color=colour, alpha=0.75, lw=0, label=name)
-            axes.set_title(title)
+                axes.scatter(*points[categories == name].T, s=6, color=colour, alpha=0.75, lw=0, label=_drawable(name))
+            axes.set_title(_drawable(title))
             axes.set_axis_off()
             columns = 4
             axes.legend(markerscale=2.5, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0))
