@@ -1,4 +1,4 @@
-"""docs/arena.md, its pictures, and the arena's part of the README, from the saved rows of the arena alone.
+"""docs/arena.md and its pictures, from the saved rows of the arena alone.
 
     python benchmarks/arena_page.py                from benchmarks/results/arena*.tar.xz; trains nothing
     python benchmarks/arena_page.py --keep         first packs the rows of both runs into those files
@@ -12,7 +12,7 @@ import argparse
 import json
 import tarfile
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ ROOT = Path(__file__).parents[1]
 YAML, LONG = ROOT / "benchmarks" / "arena.yaml", ROOT / "benchmarks" / "arena_long.yaml"
 RESULTS, FLOOR = ROOT / "benchmarks" / "results" / "arena.json", ROOT / "benchmarks" / "results" / "floor.json"
 COST = ROOT / "benchmarks" / "results" / "cost.json"
-DOCS, README = ROOT / "docs" / "arena.md", ROOT / "README.md"
+DOCS = ROOT / "docs" / "arena.md"
 OURS, CANDIDATE = "leave-one-out", "shared_half"  # the default, and what came closest to beating it
 HINDSIGHT = {
     Contender("fabind", None, frozen).label: f"best FABind in hindsight, {'frozen' if frozen else 'trained'}"
     for frozen in (False, True)
 }
-IN_README = (OURS, "all pairs", "CentroBind", *HINDSIGHT)
 MEASURES = {
     "mean/recall@1": "mean R@1",
     "worst/recall@1": "worst pair R@1",
@@ -85,16 +84,15 @@ def _short(found: Any) -> Any:
     return float(f"{found:.6g}") if isinstance(found, float) else found
 
 
-def headline(results: Mapping[str, Any], only: Collection[str] = ()) -> str:
-    """Mean / worst pair recall@1 on every data set; of everybody, or `only` of some."""
+def headline(results: Mapping[str, Any]) -> str:
+    """Mean / worst pair recall@1 on every data set."""
     data, floor = results["data"], json.loads(FLOOR.read_text())
-    labels = [label for label in _labels(data) if not only or label in only]
+    labels = _labels(data)
     lines = []
     for label in labels:
         cells = [_cell(next((row for row in data[name]["rows"] if row["label"] == label), None)) for name in data]
         lines.append([HINDSIGHT.get(label, label), *cells])
-    if not only:
-        lines.append(["GCCA (no network)", *(_cell({"metrics": floor[name]["GCCA"]}) for name in data)])
+    lines.append(["GCCA (no network)", *(_cell({"metrics": floor[name]["GCCA"]}) for name in data)])
     return pages.table(["mean / worst pair, R@1 in %", *data], lines)
 
 
@@ -255,7 +253,6 @@ def main() -> None:
     RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
     pictures(results)
     pages.fill(DOCS, parts(results))
-    pages.fill(README, {"arena": headline(results, IN_README)})
 
 
 if __name__ == "__main__":

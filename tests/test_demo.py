@@ -12,7 +12,14 @@ from centrobind.errors import RunError
 from centrobind.evaluation.metrics import retrieval
 from centrobind.training.config import load_config
 
-FEW = [Contender("unimodal"), Contender("centrobind"), Contender("leave_one_out"), Contender("all_pairs")]
+FEW = [
+    Contender("default"),
+    Contender("closed_form"),
+    Contender("unimodal"),
+    Contender("centrobind"),
+    Contender("leave_one_out"),
+    Contender("all_pairs"),
+]
 FEW += [Contender("fabind", anchor, frozen) for frozen in (False, True) for anchor in ("image", "outline", "name")]
 
 
@@ -33,7 +40,7 @@ def test_it_leaves_what_the_readme_promises(made):
     names = {path.name for path in out.iterdir()}
     assert {"results.json", "rows.jsonl", "binder.safetensors", "report.html"} <= names
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert seen[-1][0] == 1 + len(demo.SETTINGS) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == 1 + len(FEW) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert [Contender(**row["contender"]) for row in results["rows"]] == FEW
 
 
@@ -41,9 +48,9 @@ def test_it_is_the_comparison_that_compare_would_make(made):
     """A preset, and nothing else: its plan is one that a YAML can hold, nobody is searched for, all settings are used."""
     config = demo.preset("somewhere")
     assert ArenaConfig.model_validate(config.model_dump(mode="json")) == config
-    assert all(config.known(one) == (setting.temperature, setting.lr) for one, setting in zip(FEW, demo.SETTINGS))
+    assert all(config.known(one) == (setting.temperature, setting.lr) for one, setting in zip(FEW[2:], demo.SETTINGS))
     _, results, _ = made
-    for row, setting in zip(results["rows"], demo.SETTINGS):
+    for row, setting in zip(results["rows"][2:], demo.SETTINGS):
         assert (row["temperature"], row["lr"]) == (setting.temperature, setting.lr)
 
 
@@ -62,11 +69,11 @@ def test_the_numbers_belong_to_the_binders_it_leaves(made):
     out, results, _ = made
     test = cb.glyphs().part("test")
     for row in results["rows"][::3]:
-        scores = retrieval(cb.load(row["config"]["out"]).embed(test))
+        scores = retrieval(cb.load(out / row["folder"]).embed(test))
         assert scores.worst.recall[10] == pytest.approx(row["metrics"]["worst/recall@10"], abs=1e-6)
     chosen = next(row for row in results["rows"] if row["label"] == results["chosen"])
-    assert Contender(**chosen["contender"]).kind == "dynamic"
-    assert cb.load(out).fingerprint == cb.load(chosen["config"]["out"]).fingerprint
+    assert Contender(**chosen["contender"]) == Contender("default")
+    assert cb.load(out).fingerprint == cb.load(out / chosen["folder"]).fingerprint
 
 
 def test_each_run_can_be_done_again_from_its_config(made):

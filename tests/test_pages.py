@@ -3,6 +3,7 @@
 import json
 
 import arena_page
+import demo_page
 import pages
 import pytest
 import stress
@@ -20,12 +21,15 @@ def test_the_arena_page_comes_from_the_results():
     assert pages.filled(text, arena_page.parts(arena())) == text
 
 
-def test_so_does_the_headline_of_the_readme():
-    text = arena_page.README.read_text()
-    assert pages.filled(text, {"arena": arena_page.headline(arena(), arena_page.IN_README)}) == text
+def test_the_demo_page_and_the_readme_come_from_the_results():
+    results = json.loads(demo_page.RESULTS.read_text())
+    text = demo_page.DOCS.read_text()
+    assert pages.filled(text, demo_page.parts(results)) == text
+    text = demo_page.README.read_text()
+    assert pages.filled(text, {"pitch": demo_page.pitch(results), "demo table": demo_page.short(results)}) == text
 
 
-def test_what_the_readme_claims_about_the_arena():
+def test_what_the_arena_page_claims():
     """Two fixed anchors in hindsight beaten on two sets, all pairs on one, emoji lost to the centroid, GCCA ahead on two."""
     found, floor = arena(), json.loads(arena_page.FLOOR.read_text())
     duels = {duel["rival"]: duel for duel in found["duels"] if duel["measure"] == "mean/recall@1"}
@@ -40,10 +44,8 @@ def test_what_the_readme_claims_about_the_arena():
         for name, data in found["data"].items()
     }
     assert sum(floor[name]["GCCA"]["mean/recall@1"] > best[name] for name in best) == 2
-    claim = arena_page.README.read_text().split("equally tuned. ")[1].split("\n<!--")[0]
-    assert "on two and all pairs on one, and loses to neither; the plain centroid beats it on emoji" in " ".join(
-        claim.split()
-    )
+    claim = " ".join(arena_page.DOCS.read_text().split("**In short**: ")[1].split("\n\n")[0].split())
+    assert "on two and all pairs on one, and loses to neither; the plain centroid beats it on emoji" in claim
 
 
 def test_the_arena_is_whole():

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import io
-import json
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import typer.main
 import yaml
 
 from centrobind.cli.main import app
-from centrobind.report.tables import markdown_table
 from centrobind.training.config import check_config
 
 ROOT = Path(__file__).parents[1]
@@ -40,28 +38,6 @@ def test_there_is_code_to_run():
 
 def test_it_is_short():
     assert len(README.splitlines()) <= 150
-
-
-def test_the_table_comes_from_the_results_file():
-    rows = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())["rows"]
-    shown = re.search(r"<!-- demo table -->\n(.*?)\n<!-- /demo table -->", README, flags=re.DOTALL)[1]
-    columns = [
-        ("mean", ["mean/recall@1"]),
-        ("worst pair", ["worst/recall@1"]),
-        *((p.replace("_to_", " → "), [f"{p}/recall@1"]) for p in directions(rows[0]["metrics"])),
-        ("probe all", ["probe/all"]),
-    ]
-    assert shown.strip() == markdown_table(rows, columns)
-
-
-def test_the_verdicts_come_from_the_results_file():
-    for verdict in json.loads((ROOT / "docs" / "results" / "demo.json").read_text())["verdicts"]:
-        assert f"- {verdict}\n" in README
-
-
-def directions(metrics):
-    pairs = [key.removesuffix("/recall@1") for key in metrics if key.endswith("/recall@1")]
-    return [pair for pair in pairs if "_to_" in pair]
 
 
 def test_commands_exist():

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 from centrobind.errors import ConfigError
 from centrobind.objectives.table import OBJECTIVES
 
-Kind = Literal["dynamic", "fixed", "pairs", "joint", "single", "own"]
+Kind = Literal["default", "linear", "dynamic", "fixed", "pairs", "joint", "single", "own"]
 
 # "all" leaves out `weighted`: without weights of one's own it is centrobind again.
-ALL = tuple(name for name in OBJECTIVES if name != "weighted")
+ALL = ("default", "closed_form", "ridge", *(name for name in OBJECTIVES if name != "weighted"))
 
 
 class Family(NamedTuple):
@@ -25,6 +25,9 @@ class Family(NamedTuple):
 
 GREY = "#7f8c8d"
 FAMILIES: dict[str, Family] = {
+    "default": Family("cb.fit, no settings", "default", "#2e86de"),
+    "closed_form": Family("closed form", "linear", "#66a182"),
+    "ridge": Family("ridge", "fixed", "#b5651d"),
     "centrobind": Family("CentroBind", "dynamic", "#d1495b"),
     "leave_one_out": Family("leave-one-out", "dynamic", "#8d6cab"),
     "weighted": Family("weighted centroid", "dynamic", GREY),
@@ -50,7 +53,7 @@ class Contender:
     nobody could have made beforehand and which therefore is a strong rival.
     """
 
-    name: str  # a row of OBJECTIVES, or path/to/file.py:function
+    name: str  # a row of FAMILIES, or path/to/file.py:function
     anchor: str | None = None
     frozen: bool = False
 
@@ -75,10 +78,10 @@ class Contender:
     def label(self) -> str:
         if self.kind != "fixed":
             return self.family.title
-        how = "frozen" if self.frozen else "trained"
+        how = ", closed form" if self.name == "ridge" else ", frozen" if self.frozen else ", trained"
         if self.hindsight:
-            return f"{self.family.title}, {how}, best anchor in hindsight"
-        return f"{self.family.title} {self.anchor}, {how}"
+            return f"{self.family.title}{how}, best anchor in hindsight"
+        return f"{self.family.title} {self.anchor}{how}"
 
     @property
     def colour(self) -> str:
@@ -86,15 +89,16 @@ class Contender:
 
     @property
     def tuned(self) -> bool:
-        """Whether it has a cross-modal score to be tuned by."""
-        return self.kind != "single"
+        """Whether it has a temperature and a learning rate, and a cross-modal score to choose them by."""
+        return (self.name in OBJECTIVES and self.kind != "single") or self.kind == "own"
 
     @property
     def objective(self) -> dict[str, Any]:
         """As in a config, without temperature."""
         if self.kind != "fixed":
             return {"name": self.name}
-        return {"name": self.name, "anchor": self.anchor, "frozen": self.frozen}
+        frozen = {} if self.name == "ridge" else {"frozen": self.frozen}
+        return {"name": self.name, "anchor": self.anchor, **frozen}
 
     def describe(self) -> dict[str, Any]:
         """As JSON; `Contender(**described)` is the same again."""
@@ -109,10 +113,11 @@ def contenders(objectives: Sequence[str] | str, modalities: Sequence[str]) -> li
     """The rows for data with these modalities; every fixed anchor, trained and frozen, is one of its own."""
     rows: list[Contender] = []
     for name in ALL if objectives == "all" else objectives:
-        if name not in OBJECTIVES and ":" not in name:
-            raise ConfigError(f"objectives: unknown {name!r}, expected some of {list(OBJECTIVES)}, or file.py:function")
+        if name not in FAMILIES and ":" not in name:
+            raise ConfigError(f"objectives: unknown {name!r}, expected some of {list(FAMILIES)}, or file.py:function")
         if Contender(name).kind == "fixed":
-            rows += [Contender(name, modality, frozen) for frozen in (False, True) for modality in modalities]
+            ways = (False,) if name == "ridge" else (False, True)
+            rows += [Contender(name, modality, frozen) for frozen in ways for modality in modalities]
         else:
             rows.append(Contender(name))
     return rows

@@ -20,6 +20,7 @@ from centrobind.arena.schedule import Arena
 from centrobind.binder.checkpoint import load
 from centrobind.data import Samples
 from centrobind.data.builtin import glyphs
+from centrobind.objectives.table import OBJECTIVES
 from centrobind.progress import Watch, silent
 from centrobind.report import page
 from centrobind.report.tables import Row
@@ -69,7 +70,7 @@ def preset(
     return ArenaConfig(
         data=[DatasetConfig(path="glyphs", modalities=MODALITIES)],
         out=str(out),
-        objectives=list(dict.fromkeys(setting.objective for setting in settings)),
+        objectives=["default", "closed_form", *dict.fromkeys(setting.objective for setting in settings)],
         settings=tuple(settings),
         seeds=1,
         seed=seed,
@@ -90,8 +91,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train every contender, evaluate it on the test split, write results.json, report.html and the binder to keep.
 
-    The binder is that of the dynamic anchor that validated best. RunError if `out` already holds a run, unless
-    `replace`.
+    The binder is that of `cb.fit`, what a user gets. RunError if `out` already holds a run, unless `replace`.
     """
     folder = RunFolder(out, replace=replace)
     folder.write_config(f"demo:\n  quick: {str(quick).lower()}\n  seed: {seed}\n")
@@ -101,13 +101,14 @@ def run_demo(
     watch(0, title="drawing the glyphs")
     arena = Arena(preset(folder.path, steps=QUICK_STEPS if quick else STEPS, seed=seed, settings=settings))
     arena.run(jobs=jobs, watch=watch)
-    kept = best_dynamic(arena)
+    kept = Contender("default")
     results = write_results(arena, ours=kept.label)
     rows = [row for row in results["data"]["glyphs"]["rows"] if row.get("seconds") is not None]
     for row in rows:
-        row["config"] = (
-            run_of(arena, Contender(**row["contender"])).run_config("glyphs", arena.out).model_dump(mode="json")
-        )
+        trial = run_of(arena, Contender(**row["contender"]))
+        row["folder"] = trial.folder
+        if trial.contender.name in OBJECTIVES:
+            row["config"] = trial.run_config("glyphs", arena.out).model_dump(mode="json")
     run = arena.out / run_of(arena, kept).folder
     shutil.copyfile(run / "binder.safetensors", arena.out / "binder.safetensors")
     test = glyphs().part("test")
@@ -132,19 +133,12 @@ def run_of(arena: Arena, contender: Contender) -> Trial:
     return next(trial for _, trial in list(arena.waves())[-1] if trial.contender == contender)
 
 
-def best_dynamic(arena: Arena) -> Contender:
-    """The dynamic anchor that validated best."""
-    finals = [row for row in arena.ledger.rows.values() if row["trial"]["stage"] == "final" and "valid" in row]
-    rows = [row for row in finals if Contender.of(row["trial"]["objective"]).kind == "dynamic"]
-    return Contender.of(max(rows, key=lambda row: row["valid"]["cosine"])["trial"]["objective"])
-
-
 def sentence(kept: Contender, rows: Sequence[Row], count: int) -> str:
     """What the table shows, whatever it shows."""
     metrics = next(row for row in rows if row["contender"] == kept.describe())["metrics"]
     return (
-        f"Of {count} unseen characters, {kept.label} (the dynamic anchor that validated best) finds the right match "
-        f"first in {100 * metrics['mean/recall@1']:.1f} % of cases over all directions, and in "
+        f"Of {count} unseen characters, {kept.label}, finds the right match first in "
+        f"{100 * metrics['mean/recall@1']:.1f} % of cases over all directions, and in "
         f"{100 * metrics['worst/recall@1']:.1f} % in its worst direction."
     )
 
@@ -153,14 +147,10 @@ def write_report(arena: Arena, results: Mapping[str, Any], space: Embeddings, te
     """report.html: the comparison's own sections, and what only glyphs have, pictures."""
     rows = results["rows"]
     colours = {row["label"]: Contender(**row["contender"]).colour for row in rows}
-    logs = {row["label"]: read_log(Path(row["config"]["out"]) / "metrics.jsonl") for row in rows}
+    logs = {row["label"]: read_log(arena.out / row["folder"] / "metrics.jsonl") for row in rows}
     assert test.label is not None
     labels = [test.label.names[code].capitalize() for code in test.label.codes]
-    settings = "\n".join(
-        f"{row['label']:<24} temperature {row['temperature']:<5} lr {row['lr']}  "
-        f"{row['config']['train']['steps']} steps  {row['seconds']:.1f} s"
-        for row in rows
-    )
+    settings = "\n".join(f"{row['label']:<24} {setting_of(row)}{row['seconds']:.1f} s" for row in rows)
     page.write_page(
         arena.out / "report.html",
         "Binding pictures, outlines and names",
@@ -174,14 +164,21 @@ def write_report(arena: Arena, results: Mapping[str, Any], space: Embeddings, te
                 "How this was made",
                 page.paragraph(
                     "All characters of the DejaVu Sans font, split 70/10/20 so that equal drawings stay together. "
-                    "Every encoder first learns from its own modality alone; from there, same encoders, data order and "
-                    "number of steps for all. Temperature and learning rate were chosen per objective on the "
-                    f"validation split. Pictures, map and words: {results['chosen']}."
+                    "Those with a temperature start from encoders that first learned from their own modality alone; "
+                    "same encoders, data order and number of steps for all of them. Temperature and learning rate "
+                    f"were chosen per objective on the validation split. Pictures, map and words: {results['chosen']}."
                 ),
                 f"<pre>{results['command']}\n\n{settings}</pre>",
             ),
         ],
     )
+
+
+def setting_of(row: Row) -> str:
+    """What a contender was trained with; nothing for those that need no setting."""
+    if "config" not in row:
+        return ""
+    return f"temperature {row['temperature']:<5} lr {row['lr']}  {row['config']['train']['steps']} steps  "
 
 
 def ask_in_words(space: Embeddings, test: Samples, nearest: int = 5) -> list[page.Asked]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,17 @@ def interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def with_hindsight(table: Mapping[Contender, np.ndarray]) -> dict[Contender, np.ndarray]:
-    """Add, for trained and frozen, the fixed anchor that came out best on test: a choice nobody could have made.
+    """Add, for each kind of fixed anchor, the one that came out best on test: a choice nobody could have made.
 
     `table` holds (1 + B,) values per contender; the anchor is chosen by the first, on the data as it is.
     """
     more = dict(table)
-    for frozen in (False, True):
-        anchors = [one for one in table if one.kind == "fixed" and one.frozen == frozen]
-        if anchors:
-            more[Contender("fabind", None, frozen)] = table[max(anchors, key=lambda one: table[one][0])]
+    kinds: dict[Contender, list[Contender]] = {}
+    for one in table:
+        if one.kind == "fixed":
+            kinds.setdefault(replace(one, anchor=None), []).append(one)
+    for hindsight, anchors in kinds.items():
+        more[hindsight] = table[max(anchors, key=lambda one: table[one][0])]
     return more
 
 

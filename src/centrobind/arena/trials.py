@@ -18,6 +18,7 @@ import torch
 from centrobind.arena.plan import DatasetConfig, Trial, objective_of
 from centrobind.binder.binder import Binder, build_binder
 from centrobind.binder.checkpoint import load, save
+from centrobind.closed_form.bind import DYNAMIC, fit_closed_form
 from centrobind.data import Samples, open_store, read_chunks, train_and_valid, write_store
 from centrobind.data.builtin import DATASETS
 from centrobind.errors import DataError
@@ -27,9 +28,12 @@ from centrobind.evaluation.ranks import score_ranks
 from centrobind.evaluation.relevance import question, with_relevance
 from centrobind.evaluation.scores import joined, mean_of
 from centrobind.files import named
+from centrobind.objectives.anchored import AllPairs
 from centrobind.objectives.base import Objective
 from centrobind.training.config import dump_config
+from centrobind.training.fit import fit
 from centrobind.training.loop import train
+from centrobind.training.recipe import closed_binder
 from centrobind.training.run_folder import RunFolder
 from centrobind.types import Embeddings
 
@@ -62,14 +66,17 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
     """
     path = str(store_of(dataset, out))
     learn, valid = _parts(path, trial.valid, trial.seed)
-    objective = objective_of(trial, learn.modalities)
-    binder = build_binder(learn, dim=trial.dim, encoders=trial.encoders, seed=trial.seed)
-    if trial.start == "unimodal":
-        binder.load_state_dict(load(trial.beginning(out)).state_dict())
-    settings = trial.train_config().model_copy(update={"batch_size": min(trial.batch_size, len(learn))})
-    run = kept_run(trial, dataset, path, out) if trial.keep else None
     started = time.perf_counter()
-    train(binder, objective, learn, valid, settings, seed=trial.seed, run=run)
+    if trial.contender.kind == "default" or trial.contender.name in ("closed_form", "ridge"):
+        objective: Objective = AllPairs()  # for its native score, which is the cosine with the centroid
+        binder = without_settings(trial, _opened(path))
+        if trial.keep:
+            save(binder, out / trial.folder / "binder")
+    else:
+        objective = objective_of(trial, learn.modalities)
+        binder = trained(
+            trial, objective, learn, valid, out, kept_run(trial, dataset, path, out) if trial.keep else None
+        )
     row: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
     if trial.stage == "start":
         save(binder, trial.beginning(out))
@@ -86,6 +93,33 @@ def run_trial(trial: Trial, dataset: DatasetConfig, out: Path) -> dict[str, Any]
         (out / "outcomes").mkdir(exist_ok=True)
         np.savez_compressed(out / "outcomes" / f"{trial.key}.npz", **outcomes)
     return row
+
+
+def trained(
+    trial: Trial, objective: Objective, learn: Samples, valid: Samples, out: Path, run: RunFolder | None
+) -> Binder:
+    """Towers trained by an objective, from where the trial starts."""
+    binder = build_binder(learn, dim=trial.dim, encoders=trial.encoders, seed=trial.seed)
+    if trial.start == "unimodal":
+        binder.load_state_dict(load(trial.beginning(out)).state_dict())
+    settings = trial.train_config().model_copy(update={"batch_size": min(trial.batch_size, len(learn))})
+    return train(binder, objective, learn, valid, settings, seed=trial.seed, run=run)
+
+
+def without_settings(trial: Trial, samples: Samples) -> Binder:
+    """What `cb.fit` or the closed form makes of all that is not test, with nothing but the data."""
+    known = samples.take(np.flatnonzero(splits_of(samples) != "test"))
+    if trial.contender.kind == "default":
+        return fit(known, seed=trial.seed, show_progress=False)
+    closed = fit_closed_form(known, anchor=trial.contender.anchor or DYNAMIC, seed=trial.seed)
+    return closed_binder(closed, known, dim=None, encoders=None, seed=trial.seed)
+
+
+def splits_of(samples: Samples) -> np.ndarray:
+    """(N,) names."""
+    if samples.split is None:
+        raise DataError("the arena needs data with a split named test; see centrobind.data.assign_splits")
+    return np.array(samples.split.texts())
 
 
 def kept_run(trial: Trial, dataset: DatasetConfig, store: str, out: Path) -> RunFolder:
