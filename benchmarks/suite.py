@@ -1,7 +1,7 @@
 """What in the test suite takes how long: docs/testing.md, from one run of it.
 
-    python benchmarks/suite.py              runs the suite as `make test` does, writes benchmarks/results/suite.json
-    python benchmarks/suite.py --page       only the page again
+python benchmarks/suite.py              runs the suite as `make test` does, writes benchmarks/results/suite.json
+python benchmarks/suite.py --page       only the page again
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def demo(
 ) -> None:
     """Bind pictures, outlines and names of 5,570 characters with every kind of anchor, and compare them.
 
-    Takes about 3 minutes on 2 cores, or 30 seconds with --quick. Needs no download.
+    Takes some minutes on 2 cores. Needs no download.
     """
     from centrobind.arena.demo import SETTINGS, run_demo
     from centrobind.progress import progress
