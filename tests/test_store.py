@@ -270,3 +270,44 @@ def test_a_pickle_in_a_store_is_not_opened(mixed, tmp_path):
     (path / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(StoreError, match="cannot be read as an array"):
         open_store(path)
+
+
+def test_a_link_in_the_place_of_the_working_folder_or_its_lock_is_not_followed(mixed, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("kept")
+    (tmp_path / "s.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="is a link"):
+        write_store(tmp_path / "s", mixed)
+    (tmp_path / "s.partial").unlink()
+    (tmp_path / "s.partial").mkdir()
+    (tmp_path / "s.partial" / "lock").symlink_to(tmp_path / "elsewhere" / "precious")
+    with pytest.raises(StoreError, match="a link in the place of a lock"):
+        write_store(tmp_path / "s", mixed)
+    assert (tmp_path / "elsewhere" / "precious").read_text() == "kept"
+
+
+def test_another_process_that_imports_into_the_same_folder_is_refused(mixed, tmp_path):
+    """Until it is done or dies: the lock dies with it."""
+    waits = """
+import sys, numpy as np
+from centrobind.data import Samples, write_store
+def chunks():
+    yield Samples.of({"a": np.eye(5)})
+    print("writing", flush=True)
+    sys.stdin.readline()
+write_store(sys.argv[1], chunks())
+"""
+    command = [sys.executable, "-c", waits, str(tmp_path / "s")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "writing\n"
+        with pytest.raises(StoreError, match="belongs to another import"):
+            write_store(tmp_path / "s", mixed)
+        other.kill()
+    same(mixed, open_store(write_store(tmp_path / "s", mixed)))
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == sorted([*json.loads((tmp_path / "s" / "meta.json").read_text())["files"], "meta.json"])  # fmt: skip
+
+
+def test_nothing_needs_fcntl_to_be_imported():
+    """Windows has none; and what is written there is read here."""
+    code = "import sys; sys.modules['fcntl'] = None; import centrobind as cb; cb.fit; cb.write_store; cb.build_index"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

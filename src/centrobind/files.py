@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from centrobind.errors import CentrobindError, CheckpointError
 
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -40,6 +42,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         said = not_written(path, error, len(content))
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{said}; what was there before is intact. Make room, then continue") from None
+
+
+def lock_of(path: Path, *, patience: float = 0, shared: bool = False) -> FileLock | None:
+    """The lock that is the file at `path`, held; None if another holds it, also after so many seconds.
+
+    `shared`: within a process it may be held several times. It dies with its process, on any system. OSError if the
+    file cannot be made, or is a link to another one.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "a link in the place of a lock")
+    lock = FileLock(path, is_singleton=shared, thread_local=False)
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.01)
+    except Timeout:
+        return None
+    return lock
 
 
 def not_written(path: Path, error: OSError, needed: int | None = None) -> str:

@@ -13,7 +13,6 @@ Writing goes to a folder beside the target, meta.json last, then one rename: a s
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.lib import format as npy
 
 from centrobind.data.categories import Codes
@@ -31,8 +31,9 @@ from centrobind.data.samples import Samples
 from centrobind.data.spread import needs_float64
 from centrobind.data.strings import Strings
 from centrobind.errors import StoreError
-from centrobind.files import not_written
+from centrobind.files import lock_of, not_written
 
+LOCK = "lock"
 FORMAT, VERSION = "centrobind-store", 1
 CATEGORIES = ("label", "split", "group")
 
@@ -46,7 +47,7 @@ def write_store(path: str | Path, chunks: Iterable[Samples] | Samples, *, replac
     old = path.with_name(path.name + ".old")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_beside(path) as folder:
+    with _folder_beside(path) as (folder, lock):
         if (old / "meta.json").is_file() and not path.exists():
             old.rename(path)  # an import was killed between the two renames below
         if path.exists() and not (replace and (path / "meta.json").is_file()):
@@ -58,6 +59,7 @@ def write_store(path: str | Path, chunks: Iterable[Samples] | Samples, *, replac
                 writer.append(chunk)
             writer.finish()
         with _writing(path):
+            _let_go(folder, lock)
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 path.rename(old)
@@ -67,6 +69,13 @@ def write_store(path: str | Path, chunks: Iterable[Samples] | Samples, *, replac
             else:
                 folder.rename(path)
     return path
+
+
+def _let_go(folder: Path, lock: FileLock) -> None:
+    """Take the lock's file out of a folder that is to be renamed, with the lock held on."""
+    if os.name == "nt":  # which renames no folder with an open file in it
+        lock.release()
+    (folder / LOCK).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -79,33 +88,35 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """An empty working folder that no other process writes to, removed if it was not renamed away.
+def _folder_beside(path: Path) -> Iterator[tuple[Path, FileLock]]:
+    """An empty working folder that no other process writes to and its lock, removed if it was not renamed away.
 
     A hard kill leaves it behind and the next import empties it; the lock on it dies with its process.
     """
     folder = path.with_name(path.name + ".partial")
     with _writing(folder):
+        if folder.is_symlink():
+            raise StoreError(f"{folder} is a link; remove it, an import writes there")
         folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(lock), folder.stat())  # else: renamed away before we had the lock
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
-            raise StoreError(f"{folder} belongs to another import into {path} that is running; wait until it is done")
+            lock = lock_of(folder / LOCK)
+        except FileNotFoundError:  # renamed away since
+            lock = None
+    if lock is None or not (folder / LOCK).exists():  # renamed away before we had the lock
+        raise StoreError(f"{folder} belongs to another import into {path} that is running; wait until it is done")
+    try:
+        ours = folder.stat()
         with _writing(folder):
             for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+                if left.name != LOCK:
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         try:
-            yield folder
+            yield folder, lock
         finally:
-            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+            if folder.exists() and os.path.samestat(ours, folder.stat()):
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
-        os.close(lock)
+        lock.release()
 
 
 class StoreWriter:

@@ -12,12 +12,10 @@ Readers map the files of the manifest they read; removing a file does not take i
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +30,7 @@ from torch import Tensor
 from centrobind.data import Samples, open_store, write_store
 from centrobind.data.samples import NAME, NOT_AN_ARRAY
 from centrobind.errors import CheckpointError, StoreError
-from centrobind.files import not_written, write_atomically
+from centrobind.files import lock_of, not_written, write_atomically
 from centrobind.index.engine import CAPTION, About
 
 FORMAT, VERSION, MANIFEST = "centrobind-index", 1, "index.json"
@@ -187,26 +185,15 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, after waiting a while for who holds it; it dies with its process."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        lock = lock_of(path / "lock", patience=PATIENCE)
     except OSError as error:
         raise StoreError(f"{not_written(path, error)}; nothing was written") from None
+    if lock is None:
+        raise StoreError(f"{path}: another process has been writing for {PATIENCE:.0f} s; wait for it")
     try:
-        until = time.monotonic() + PATIENCE
-        while not _got(lock):
-            if time.monotonic() > until:
-                raise StoreError(f"{path}: another process has been writing for {PATIENCE:.0f} s; wait for it")
-            time.sleep(0.01)
         yield
     finally:
-        os.close(lock)
-
-
-def _got(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock.release()
 
 
 def clear(path: Path) -> None:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from centrobind.binder.checkpoint import read_tensors, write_tensors
 from centrobind.errors import CentrobindWarning, CheckpointError, ConfigError, RunError
-from centrobind.files import not_written, write_atomically
+from centrobind.files import lock_of, not_written, write_atomically
 from centrobind.training.config import check_config
 
 FREE = ("shard", "device")  # settings that do not change what a run computes, and may differ when it continues
@@ -63,16 +63,15 @@ class RunFolder:
 
     def _locked(self) -> FileLock:
         """The lock of this folder, which dies with its process. Within a process it may be held several times."""
-        lock = FileLock(self.path / LOCK, timeout=0, is_singleton=True, thread_local=False)
         try:
-            lock.acquire()
-        except Timeout:
+            lock = lock_of(self.path / LOCK, shared=True)
+        except OSError as error:
+            raise RunError(not_written(self.path / LOCK, error)) from None
+        if lock is None:
             raise RunError(
                 f"{self.path}: another process is training there; wait until it is done, stop it, or choose another "
                 "folder"
-            ) from None
-        except OSError as error:
-            raise RunError(not_written(self.path / LOCK, error)) from None
+            )
         return lock
 
     def __enter__(self) -> RunFolder:
