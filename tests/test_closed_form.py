@@ -297,6 +297,25 @@ def test_more_samples_than_memory_give_the_same_form(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_few_or_constant_samples_give_finite_embeddings(count):
+    views = {"a": np.eye(count, 3), "b": np.ones((count, 2)), "c": ["same"] * count}
+    for names in (["a", "b", "c"], ["b", "c"]):
+        samples = Samples.of({name: views[name] for name in names})
+        assert torch.isfinite(fit_closed_form(samples, dim=4).embed(samples).z).all()
+
+
+def test_cliques_that_share_no_sample_are_bound_within():
+    samples = easy(120)
+    other = {name: x.numpy() for name, x in zip("def", related((4, 7, 5), 120, seed=9)[0])}
+    first = np.arange(120) % 2 == 0
+    here = {name: column.present & first for name, column in samples.columns.items()} | dict.fromkeys("def", ~first)
+    views = {name: x.numpy() for name, x in zip("abc", related((6, 5, 8), 120)[0])}
+    form = fit_closed_form(Samples.of(views | other, present=here), dim=16)
+    test = Samples.of({name: x.numpy()[:40] for name, x in zip("def", related((4, 7, 5), 120, seed=9)[0])})
+    assert retrieval(form.embed(test)).worst.recall[10] > 0.6
+
+
 def test_features_handed_in_are_not_changed():
     first = fit_closed_form(easy(), dim=8)
     before = {name: module.describe() for name, module in first.features.items()}

@@ -123,6 +123,8 @@ def solve(at: Principal, *, ridge: Sequence[float], weights: Sequence[float], di
 def leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues of a symmetric matrix that are not zero, descending, and their vectors."""
     size = len(matrix)
+    if size == 0:  # constant features only
+        return matrix.new_zeros(0), matrix
     if matrix.is_cuda:
         values, vectors = torch.linalg.eigh(matrix)
     else:  # LAPACK can leave out the vectors nobody needs, a third of the time; torch cannot
