@@ -39,8 +39,10 @@ def adapted(name: str, inputs: Inputs, column: Column) -> Adapt:
     if isinstance(column.values, Strings) != (inputs.kind == "text"):
         raise DataError(f"modality {name!r}: expected {inputs.kind} as in training, got {column.kind}")
     rows = column.rows[column.present]
-    if isinstance(column.values, Strings) or len(rows) == 0:
+    if isinstance(column.values, Strings):
         return as_it_is
+    if len(rows) == 0:  # nobody has it, so what was handed in has no shape
+        return lambda values: np.zeros((0, *inputs.raw_shape), np.float32)
     moved = _layout(inputs.raw_shape, column.shape) if inputs.kind == "image" else as_it_is
     seen = getattr(inputs, "seen", None)
     if not seen:
