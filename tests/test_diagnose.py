@@ -161,8 +161,11 @@ def test_a_dead_encoder_in_a_binder():
     data = cb.synthetic(600, 3)
     binder = cb.fit(data, steps=25, dim=8, show_progress=False)
     with torch.no_grad():
-        for weight in binder.towers["m1"].encoder.parameters():
+        tower = binder.towers["m1"]
+        for weight in [*tower.encoder.parameters(), *tower.head.parameters()]:
             weight.mul_(0).add_(0.5)
+        for weight in tower.linear.parameters():  # the way around the encoder
+            weight.zero_()
     found = cb.diagnose(binder, data.part("test"), objective=cb.LeaveOneOut(), train=data.part("train"), resamples=50)
     assert names_of(found) == [("dead modality", "m1")]
 
