@@ -111,6 +111,7 @@ def test_by_the_command_line(mixed, tmp_path, monkeypatch):
             "data": "-",
             "out": str(tmp_path / "run"),
             "dim": 8,
+            "start": "scratch",
             "objective": {"name": "random", "learn_temperature": True},
             "train": {"steps": 9, "batch_size": 20, "tensorboard": False},
         }
@@ -118,7 +119,7 @@ def test_by_the_command_line(mixed, tmp_path, monkeypatch):
     column = mixed.columns["vector"]
     learns = build_binder
     mixed.columns["vector"].values[column.rows[np.flatnonzero(column.present)[40]]] = 3e38  # finite until it is squared
-    monkeypatch.setattr("centrobind.training.fit.build_binder", lambda samples, **o: calm(learns(samples, **o)))
+    monkeypatch.setattr("centrobind.training.recipe.build_binder", lambda samples, **o: calm(learns(samples, **o)))
     with pytest.raises(RunError, match="is not finite"):
         run_config(config, mixed)
     said = CliRunner().invoke(app, ["replay", str(tmp_path / "run")])

@@ -327,7 +327,7 @@ def _tower(
         made = pretrained_tower(inputs.kind, inputs.raw_shape, **wanted, weights=weights)
         return Tower(*made, dim, {"encoder": kind, **wanted}, linear)
     fitting = KIND_ENCODERS[inputs.kind]
-    if kind not in fitting:
+    if kind not in fitting and kind != "residual":
         raise ConfigError(f"modality {name!r} is {inputs.kind}: expected an encoder of {list(fitting)}, got {kind!r}")
     make, shape = ENCODERS[kind], inputs.shape
     if make is Residual:

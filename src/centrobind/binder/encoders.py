@@ -170,10 +170,10 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "transformer": TextTransformer,
 }
 KIND_ENCODERS = {  # what a kind of modality can use; the first is its default
-    "vector": ("mlp", "linear", "residual"),
-    "sequence": ("sequence", "mlp", "linear", "residual"),
-    "image": ("cnn", "mlp", "linear", "residual"),
-    "text": ("bag", "transformer", "residual"),
+    "vector": ("mlp", "linear"),
+    "sequence": ("sequence", "mlp", "linear"),
+    "image": ("cnn", "mlp", "linear"),
+    "text": ("bag", "transformer"),
 }
 
 
