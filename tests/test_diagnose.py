@@ -309,7 +309,7 @@ def lost():
     """m1 and m2 share eight directions that the anchor m0 has not."""
     data = cb.synthetic(1500, 3, shared_nuisance={(1, 2): 12}, missing=0.1)
     objective = cb.FABind(anchor="m0")
-    return data, cb.fit(data, objective=objective, steps=120, dim=24, show_progress=False), objective
+    return data, cb.fit(data, objective=objective, start="scratch", steps=120, dim=24, show_progress=False), objective
 
 
 def test_new_heads_find_what_a_fixed_anchor_did_not_ask_for(lost):
@@ -328,8 +328,19 @@ def test_new_heads_find_what_a_fixed_anchor_did_not_ask_for(lost):
     assert some.modalities == ("m0", "m2")
 
 
-def test_views_are_those_of_training_row_by_row(mixed):
+def test_new_heads_read_what_a_linear_path_reads(mixed):
+    """A tower with a linear path: a head may use the encoder's outputs and the features of the path."""
     binder = cb.fit(mixed, steps=2, dim=8, show_progress=False)
+    batch = binder.prepare(mixed.batch(np.arange(60)))
+    for name, tower in binder.towers.items():
+        width = tower.before_head(batch.inputs[name], batch.features[name]).shape[1]
+        assert width == tower.encoder.width + batch.features[name].shape[1]
+    made = realigned(binder, mixed, mixed, steps=3)
+    assert torch.isfinite(made.z).all() and made.dim == binder.dim
+
+
+def test_views_are_those_of_training_row_by_row(mixed):
+    binder = cb.fit(mixed, start="scratch", steps=2, dim=8, show_progress=False)
     views = embed_views(binder, mixed, seed=3)
     z = binder.embed(mixed)
     assert torch.equal(views.present, z.present) and views.modalities == z.modalities

@@ -62,6 +62,14 @@ class Tower(nn.Module):
         linear, learned = self.linear(features), self.head(self.encoder(given)).float()
         return torch.cat([linear, learned], -1) if self.apart else unit(linear + learned)
 
+    def before_head(self, prepared: Tensor, features: Tensor | None = None) -> Tensor:
+        """(n, ...) -> (n, width): what a head can use, the encoder's outputs and the features of a linear path."""
+        if self.linear is None:
+            return self.encoder(prepared)
+        assert features is not None
+        scaled = self.linear.scaled(features)
+        return torch.cat([self.encoder(scaled if isinstance(self.encoder, Residual) else prepared).float(), scaled], -1)
+
 
 class Binder(nn.Module):
     """Towers for any number of modalities; what `fit` returns, what `load` opens."""

@@ -64,15 +64,15 @@ def realigned(
 
 @torch.no_grad()
 def _features(binder: Binder, samples: Samples) -> dict[str, Tensor]:
-    """By modality (N, width): what the encoder puts out, zeros where the modality is missing."""
+    """By modality (N, width): everything before the head, zeros where the modality is missing."""
     found: dict[str, Tensor] = {}
     binder.eval()
     for start in range(0, len(samples), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(samples)))
         batch = binder.prepare(samples.batch(rows))
         for name, here in zip(batch.modalities, batch.present.cpu()):
-            encoder = binder.towers[name].encoder
-            features = encoder(batch.inputs[name]).float().cpu()
+            own = (batch.features or {}).get(name)
+            features = binder.towers[name].before_head(batch.inputs[name], own).float().cpu()
             found.setdefault(name, torch.zeros(len(samples), features.shape[1]))
             found[name][torch.from_numpy(rows)[here]] = features
     return found
