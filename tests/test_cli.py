@@ -127,7 +127,7 @@ def test_mistakes_are_said_in_words(world, capsys, tmp_path):
         ("train", folder / "run.yaml"): "already holds a run",
         ("train", folder / "run.yaml", "--resume", "--set", "train.lr=0.5"): "these differ: train.lr",
         ("evaluate", tmp_path / "thesis", folder / "store"): "no such file",
-        ("evaluate", folder / "run", folder / "store", "--split", "valid"): "expected one of ['test', 'train']",
+        ("evaluate", folder / "run", folder / "store", "--split", "valid"): "the splits are ['test', 'train']",
         ("evaluate", folder / "run", "synthetic"): "none of ['m0', 'm1', 'm2']",
         ("embed", folder / "run", folder / "store", folder / "data.npz"): "exists already",
         ("train",): "Missing argument",

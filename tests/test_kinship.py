@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import centrobind as cb
+import test_train
 from centrobind.data import kinship
 from centrobind.errors import RunError
 from centrobind.objectives.table import OBJECTIVES
@@ -120,9 +121,15 @@ def test_every_objective_trains_with_kin(name):
     go(samples, name, dim=4, steps=3)
 
 
-def test_a_step_that_is_not_finite_is_replayed_with_its_kin(tmp_path):
-    samples = captioned(split=["train"] * 50 + ["valid"] * 10)
-    samples.columns["sound"].values[:] = np.inf
+def test_a_step_that_is_not_finite_is_replayed_with_its_kin(tmp_path, monkeypatch):
+    samples, build = captioned(split=["train"] * 50 + ["valid"] * 10), test_train.build_binder
+
+    def then_broken(*given, **more):
+        binder = build(*given, **more)
+        samples.columns["sound"].values[:] = np.nan  # after the means were learned
+        return binder
+
+    monkeypatch.setattr(test_train, "build_binder", then_broken)
     run = RunFolder(tmp_path / "r")
     with pytest.raises(RunError, match="began with inputs of sound"):
         go(samples, "all_pairs", run=run, dim=4, batch_size=20)

@@ -137,7 +137,7 @@ def test_shard_may_differ_and_defaults_may_be_left_out(tmp_path):
 
 
 def test_starting_from_a_binder_of_other_words_is_refused(tmp_path):
-    run_config(config(tmp_path / "one"), samples())
+    run_config(config(tmp_path / "one", start="scratch"), samples())
     again = config(tmp_path / "two", init=str(tmp_path / "one"))
     run_config(again, samples())
     with pytest.raises(ConfigError, match=r"init .*one: the tower of 't' differs in \['words'\]"):
@@ -221,7 +221,7 @@ def test_ctrl_c_in_fit_is_a_keyboard_interrupt_with_the_best_weights(monkeypatch
     monkeypatch.setattr(loop, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 11 of 40; the best weights") as stop:
         try:
-            cb.fit(data, dim=4, steps=40, batch_size=16, validate_every=3, show_progress=False)
+            cb.fit(data, start="scratch", dim=4, steps=40, batch_size=16, validate_every=3, show_progress=False)
         except Exception:
             raise AssertionError("swallowed") from None
     assert isinstance(stop.value, Interrupted) and not isinstance(stop.value, CentrobindError | ValueError)

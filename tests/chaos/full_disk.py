@@ -67,12 +67,12 @@ def main(folder: Path) -> None:
     whole = left_by(folder / "whole")
     found: dict[str, Any] = {}
     cases = {
-        "checkpoint": ("write_last", lambda run: 9_000),
-        "log": ("log", lambda run: (run / "metrics.jsonl").stat().st_size + 20),
+        "checkpoint": (5, "write_last", lambda run: 9_000),
+        "log": (6, "log", lambda run: (run / "metrics.jsonl").stat().st_size + 20),  # its first line is of step 0
     }
-    for name, (where, size) in cases.items():
+    for name, (time, where, size) in cases.items():
         run = folder / name
-        message = full_from(5, where, size, run, training(data, run, **kind))
+        message = full_from(time, where, size, run, training(data, run, **kind))
         last = RunFolder(run, resume=True).read_last()[1]["step"]
         training(data, run, **kind)()
         names = sorted(path.name for path in run.iterdir())

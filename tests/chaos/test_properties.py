@@ -32,6 +32,9 @@ def numbers(count):
     )
 
 
+IDS = st.text(min_size=1, max_size=9).filter(lambda text: text.strip() == text)  # an empty one is no id
+
+
 @st.composite
 def any_samples(draw):
     count = draw(st.integers(1, 9))
@@ -42,7 +45,7 @@ def any_samples(draw):
     return Samples.of(
         values,
         present={name: draw(gaps) for name in names if draw(st.booleans())},
-        ids=draw(st.lists(st.text(max_size=9), min_size=count, max_size=count, unique=True)),
+        ids=draw(st.lists(IDS, min_size=count, max_size=count, unique=True)),
         label=draw(about),
         group=draw(about),
     )

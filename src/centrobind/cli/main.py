@@ -47,7 +47,7 @@ def demo(
     from centrobind.progress import progress
     from centrobind.report.tables import terminal_table
 
-    with progress("starting", 1 + len(SETTINGS)) as watch:
+    with progress("starting", 3 + len(SETTINGS)) as watch:  # the start, cb.fit and the closed form besides
         results = run_demo(out, quick=quick, seed=seed, replace=force, watch=watch)
     say("\nTest split, in %: recall@1/recall@10 of each direction, then accuracy of linear probes\n")
     say(terminal_table(results["rows"]))

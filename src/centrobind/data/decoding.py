@@ -20,6 +20,7 @@ from centrobind.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+TABBED = ".tsv"  # a table whose columns are separated by tabs, whatever its first lines look like
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from centrobind.data.cells import ABOUT, BadCell, CellReader, is_number, refuse_other_case
+from centrobind.data.decoding import TABBED
 from centrobind.data.media import LIMITS, Limits
 from centrobind.data.npz import npz_chunks
 from centrobind.data.samples import NAME, Samples
@@ -29,7 +30,7 @@ MOST_PROBLEMS = 20
 TABLES: dict[str, Any] = {
     ".npz": npz_chunks,
     ".csv": csv_rows,
-    ".tsv": csv_rows,
+    TABBED: csv_rows,
     ".jsonl": jsonl_rows,
     ".parquet": parquet_rows,
 }

@@ -43,6 +43,8 @@ def npz_chunks(
     try:
         with zipfile.ZipFile(source) as archive, ExitStack() as opened:
             table = _table(source, _members(source, archive, opened, limits), modalities)
+            if unknown := [name for name in kinds or {} if name not in table.values]:
+                raise DataError(f"kinds= names {unknown}, expected some of {list(table.values)}")
             for start in range(0, table.count, table.rows):
                 chunk = table.chunk(start, kinds or {}, nan_as_missing)
                 first = {name: column.kind for name, column in chunk.columns.items() if column.present.any()}

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from centrobind.data.cells import ABOUT
+from centrobind.data.decoding import TABBED
 from centrobind.data.paths import printable
 from centrobind.data.samples import NAME
 from centrobind.errors import DataError
@@ -44,7 +45,7 @@ def csv_rows(source: Path, encoding: str | None = None) -> Iterator[dict[str, st
     with _opened(source, encoding) as file:
         lines = _lines(source, file)
         first = next(lines, "")
-        separator = "\t" if source.suffix.lower() == ".tsv" else _separator(source, first)
+        separator = "\t" if source.suffix.lower() == TABBED else _separator(source, first)
         reader = csv.reader(_again(first, lines), delimiter=separator)
         header = [name.strip() for name in _next(source, reader) or []]
         if header and header[0] == "" and "id" not in header:

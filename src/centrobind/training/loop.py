@@ -102,7 +102,7 @@ def optimise(
         if (saved := team.from_leader(journal.last_checkpoint)) is not None:
             state.restore(*saved)
             check_length(state.step, settings.most_steps)
-        journal.start(state.step)
+        journal.start(-1 if saved is None else state.step)  # without a checkpoint the line of step 0 comes again, too
         if validated and paths and state.step == 0:
             journal.log(0, validate_and_keep(state, validation, team))
         with stop_on_signal(at_once=team.size == 1) as stopped, ReadAhead(state.sampler, read) as batches:
