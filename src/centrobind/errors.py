@@ -14,7 +14,7 @@ line they end the program with exit code 2 and no traceback. Anything else that 
 
 
 class CentrobindError(ValueError):
-    """A mistake that the user can mend; the message says how."""
+    """A mistake that the user can correct; the message says how."""
 
     said = False  # whether another rank says it already
 
@@ -54,4 +54,4 @@ class ExtraError(CentrobindError):
 
 
 class CentrobindWarning(UserWarning):
-    """Something was mended or left out on the way, and the user should know."""
+    """Something was fixed or left out on the way, and the user should know."""

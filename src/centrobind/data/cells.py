@@ -1,7 +1,7 @@
 """One cell of a table -> one value: text, numbers, or what is in the file that it names.
 
 How a column is read follows from its first cell, or is said: "image:64x64x3", "sound:400x64", "wave:64000",
-"series:128", "text". Whatever is wrong with a cell is remembered by row and column, so that all of it can be mended
+"series:128", "text". Whatever is wrong with a cell is remembered by row and column, so that all of it can be fixed
 at once.
 """
 

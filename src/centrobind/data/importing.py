@@ -120,7 +120,7 @@ def record_chunks(
     """Samples from dicts, one per sample; a str instead of a dict is a row that could not be read, and why.
 
     With `folder`, a cell may be the path of a file in it. Raises DataError naming every bad cell, after the whole
-    input was seen, so that a person mends a manifest once and not twenty times; see `read_chunks` for `skipped`.
+    input was seen, so that a person fixes a manifest once and not twenty times; see `read_chunks` for `skipped`.
     """
     reader = CellReader(folder, nan_as_missing=nan_as_missing, readings=readings, limits=limits)
     names = None if modalities is None else list(modalities)

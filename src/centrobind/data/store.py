@@ -80,7 +80,7 @@ def _let_go(folder: Path, lock: FileLock) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A disk that is full or read-only is the user's to mend."""
+    """A disk that is full or read-only is the user's to fix."""
     try:
         yield
     except OSError as error:

@@ -182,7 +182,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder, after waiting a while for who holds it; it dies with its process."""
+    """Hold the lock of a folder, after waiting a while for its holder; it dies with its process."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = lock_of(path / "lock", patience=PATIENCE)

@@ -36,7 +36,7 @@ def centroid(views: Embeddings) -> Embeddings:
 
 
 def leave_one_out(views: Embeddings) -> Embeddings:
-    """For each modality the mean of the *others* that are present: a centroid that never contains its own pupil.
+    """For each modality the mean of the *others* that are present: a centroid that never contains the target.
 
     Ours; OVA-IB (arXiv 2605.29900) projects on the span of the others instead. Cures self-leakage, see docs.
     """

@@ -30,7 +30,7 @@ from centrobind.training.step import differentiate
 from centrobind.types import Batch, Embeddings
 
 BUNDLE = "nonfinite"
-DECISIVE = ("augment", "precision", "chunk")  # what of the settings a step hangs on
+DECISIVE = ("augment", "precision", "chunk")  # what of the settings a step depends on
 SHOWN = 5  # sample ids in a message
 
 

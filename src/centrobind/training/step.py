@@ -40,7 +40,7 @@ def differentiate(
 ) -> Step:
     """Give the parameters of `modules` (towers and objective) their gradients for a prepared batch.
 
-    The batch is this rank's part of the whole; every draw hangs on (seed, step).
+    The batch is this rank's part of the whole; every draw depends on (seed, step).
     """
     binder, objective = modules["towers"], modules["objective"]
     modules.zero_grad(set_to_none=True)
