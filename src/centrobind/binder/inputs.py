@@ -144,7 +144,7 @@ class Words(nn.Module):
         for start in range(0, min(len(rows), 100 * MOST_ROWS), MOST_ROWS):
             for text in column.values[rows[start : start + MOST_ROWS]]:
                 counts.update(self.split(text))
-        # Ties are ordered by the word itself, so that the numbering does not hang on the order of the data.
+        # Ties are ordered by the word itself, so that the numbering does not depend on the order of the data.
         common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: self.most]
         self.set_words([word for word, _ in common])
 
